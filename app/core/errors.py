@@ -1,0 +1,107 @@
+"""Every error that may leave the process, as one tree.
+
+::
+
+    TurnstoneError            what a client may be told: code, message, retryable
+    └── ModelError            the provider failed or refused (``llm_*``)
+    StartupError              what an operator is told when a command cannot run
+
+A message of these errors is written by us, for the reader. What an exception, a provider or a database said
+never becomes part of one.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """The codes of the protocol; the same ones stand in frames and in problem documents."""
+
+    INVALID_FRAME = "invalid_frame"
+    MESSAGE_TOO_LARGE = "message_too_large"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    SESSION_NOT_FOUND = "session_not_found"
+    SESSION_ENDED = "session_ended"
+    TURN_NOT_FOUND = "turn_not_found"
+    TURN_IN_PROGRESS = "turn_in_progress"
+    TURN_ID_CONFLICT = "turn_id_conflict"
+    RATE_LIMITED = "rate_limited"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    EXAM_CLOSED = "exam_closed"
+    OVERLOADED = "overloaded"
+    LLM_UNAVAILABLE = "llm_unavailable"
+    LLM_REJECTED = "llm_rejected"
+    LLM_TIMEOUT = "llm_timeout"
+    INTERRUPTED = "interrupted"
+    INTERNAL = "internal"
+
+
+RETRYABLE = frozenset(
+    {
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.OVERLOADED,
+        ErrorCode.TURN_IN_PROGRESS,
+        ErrorCode.LLM_UNAVAILABLE,
+        ErrorCode.LLM_TIMEOUT,
+        ErrorCode.INTERRUPTED,
+        ErrorCode.INTERNAL,
+    }
+)
+"""Codes for which trying again later may help, unless the error says otherwise."""
+
+
+class TurnstoneError(Exception):
+    """An expected failure with a code a client can act on.
+
+    Args:
+        code: one of the protocol's codes.
+        message: one sentence for the reader; holds nothing private.
+        retryable: whether the same request may succeed later; by default what is usual for the code.
+        retry_after_s: seconds after which to try again, where that is known.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        retryable: bool | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = code in RETRYABLE if retryable is None else retryable
+        self.retry_after_s = retry_after_s
+
+
+class ModelError(TurnstoneError):
+    """The provider could not be reached, refused, fell silent or broke off.
+
+    ``detail`` is for the log only (a status code, the kind of the fault): never the provider's own words, which may
+    quote the prompt.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        retryable: bool | None = None,
+        retry_after_s: float | None = None,
+        detail: str = "",
+    ) -> None:
+        super().__init__(code, message, retryable=retryable, retry_after_s=retry_after_s)
+        self.detail = detail
+
+
+class StartupError(Exception):
+    """A command cannot run as asked; ``problem`` says what is wrong and ``remedy`` what to do about it."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
+        self.remedy = remedy
