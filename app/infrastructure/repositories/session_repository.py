@@ -1,0 +1,225 @@
+"""Sessions and their messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.infrastructure.persistence.models import Exam, PromptMessage, PromptRoleEnum, PromptSession
+
+_ACTIVE = PromptSession.ended_at.is_(None)
+
+_insert_session = (
+    pg_insert(PromptSession)
+    .on_conflict_do_nothing(index_elements=[PromptSession.exam_id, PromptSession.participant_id], index_where=_ACTIVE)
+    .returning(PromptSession)
+)
+_insert_message = insert(PromptMessage)
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message to store. ``token_count`` counts ``content`` alone."""
+
+    turn: int
+    role: PromptRoleEnum
+    content: str
+    token_count: int | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryMessage:
+    """A stored message as the next prompt needs it; ``status`` is how its turn ended."""
+
+    turn: int
+    role: PromptRoleEnum
+    content: str
+    token_count: int | None
+    partial: bool
+
+
+class SessionRepository:
+    """Reads and writes sessions and messages within the transaction at hand."""
+
+    def __init__(self, db: AsyncSession) -> None:
+        self._db = db
+
+    async def create_session(self, exam_id: int, participant_id: int, spec_id: int | None = None) -> PromptSession:
+        """Start a session, or return the active one of the pair when there is one already.
+
+        The database itself holds the pair to one active session, so racing calls all get the same one.
+        """
+        values = {"exam_id": exam_id, "participant_id": participant_id, "spec_id": spec_id}
+        while True:
+            created = (await self._db.scalars(_insert_session, [values])).first()
+            if created is not None:
+                return created
+            active = await self.get_active_session(exam_id, participant_id)
+            if active is not None:  # else it has ended between the two statements: then there is room for a new one
+                return active
+
+    async def get_active_session(self, exam_id: int, participant_id: int) -> PromptSession | None:
+        """The session of the pair that has not ended."""
+        statement = select(PromptSession).where(
+            PromptSession.exam_id == exam_id, PromptSession.participant_id == participant_id, _ACTIVE
+        )
+        return (await self._db.scalars(statement)).first()
+
+    async def get_session(self, session_id: int) -> PromptSession | None:
+        """The session, ended or not."""
+        return await self._db.get(PromptSession, session_id)
+
+    async def lock_session(self, session_id: int) -> PromptSession | None:
+        """The session, its row locked until the transaction ends.
+
+        Every transaction that changes a session or its turns takes this lock first; so none of them deadlock.
+        """
+        statement = select(PromptSession).where(PromptSession.id == session_id).with_for_update()
+        return (await self._db.scalars(statement.execution_options(populate_existing=True))).first()
+
+    async def take_turn_number(self, session_id: int) -> int:
+        """The next turn's number: 1, 2, 3 … in the order in which turns are stored."""
+        statement = (
+            update(PromptSession)
+            .where(PromptSession.id == session_id)
+            .values(last_turn=PromptSession.last_turn + 1)
+            .returning(PromptSession.last_turn)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._db.scalars(statement)).one()
+
+    async def add_tokens(self, session_id: int, tokens: int) -> None:
+        """Add to the session's total; locks the row like `lock_session`."""
+        await self._db.execute(
+            update(PromptSession)
+            .where(PromptSession.id == session_id)
+            .values(total_tokens=PromptSession.total_tokens + tokens)
+            .execution_options(synchronize_session=False)
+        )
+
+    async def list_sessions(
+        self, exam_id: int | None, participant_id: int | None, *, after: int = 0, limit: int = 100
+    ) -> Sequence[PromptSession]:
+        """Sessions with an id above ``after``, oldest first; each filter may be left out."""
+        statement = select(PromptSession).where(PromptSession.id > after).order_by(PromptSession.id).limit(limit)
+        if exam_id is not None:
+            statement = statement.where(PromptSession.exam_id == exam_id)
+        if participant_id is not None:
+            statement = statement.where(PromptSession.participant_id == participant_id)
+        return (await self._db.scalars(statement)).all()
+
+    async def end_session(self, session_id: int) -> PromptSession | None:
+        """Set ``ended_at``, once: ending an ended session changes nothing."""
+        statement = (
+            update(PromptSession)
+            .where(PromptSession.id == session_id)
+            .values(ended_at=func.coalesce(PromptSession.ended_at, func.now()))
+            .returning(PromptSession)
+        )
+        return (await self._db.scalars(statement)).first()
+
+    async def add_message(
+        self,
+        session_id: int,
+        turn: int,
+        role: PromptRoleEnum,
+        content: str,
+        *,
+        token_count: int | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        """Store one message.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: the turn has a message of this role already.
+        """
+        await self.save_messages_batch(session_id, [NewMessage(turn, role, content, token_count, meta or {})])
+
+    async def save_messages_batch(self, session_id: int, messages: Sequence[NewMessage]) -> None:
+        """Store several messages of one session: all of them or, when one is refused, none.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: a turn has a message of this role already.
+        """
+        if not messages:
+            return
+        await self._db.execute(
+            _insert_message,
+            [
+                {
+                    "session_id": session_id,
+                    "turn": message.turn,
+                    "role": message.role,
+                    "content": message.content,
+                    "token_count": message.token_count,
+                    "meta": message.meta,
+                }
+                for message in messages
+            ],
+        )
+
+    async def list_messages(self, session_id: int, *, after: int = 0, limit: int = 100) -> Sequence[PromptMessage]:
+        """Messages with an id above ``after``, in the order of the conversation."""
+        statement = (
+            select(PromptMessage)
+            .where(PromptMessage.session_id == session_id, PromptMessage.id > after)
+            .order_by(PromptMessage.id)
+            .limit(limit)
+        )
+        return (await self._db.scalars(statement)).all()
+
+    async def history(
+        self, session_id: int, *, token_budget: int, before_turn: int | None = None
+    ) -> list[HistoryMessage]:
+        """The newest messages (before a turn) that together fit the budget, and one beyond: newest turn first.
+
+        Within a turn the candidate's message comes first. Messages that nobody counted weigh half their characters.
+        """
+        weight = func.coalesce(PromptMessage.token_count, func.length(PromptMessage.content) / 2)
+        newest_first = (PromptMessage.turn.desc(), PromptMessage.role.desc())
+        so_far = func.sum(weight).over(order_by=newest_first) - weight
+        candidates = select(PromptMessage.id, so_far.label("so_far")).where(PromptMessage.session_id == session_id)
+        if before_turn is not None:
+            candidates = candidates.where(PromptMessage.turn < before_turn)
+        fitting = candidates.subquery()
+        statement = (
+            select(
+                PromptMessage.turn,
+                PromptMessage.role,
+                PromptMessage.content,
+                PromptMessage.token_count,
+                PromptMessage.meta["partial"].as_boolean(),
+            )
+            .join(fitting, fitting.c.id == PromptMessage.id)
+            .where(fitting.c.so_far <= token_budget)
+            .order_by(*newest_first)
+        )
+        return [
+            HistoryMessage(row[0], row[1], row[2], row[3], bool(row[4])) for row in await self._db.execute(statement)
+        ]
+
+    async def problem_text(self, exam_id: int) -> str | None:
+        """The exam's problem text, where Core has given one."""
+        return (await self._db.scalars(select(Exam.problem_text).where(Exam.id == exam_id))).first()
+
+    async def put_exam(self, exam_id: int, problem_text: str) -> Exam:
+        """Store the exam's problem text, in place of an earlier one."""
+        statement = (
+            pg_insert(Exam)
+            .values(id=exam_id, problem_text=problem_text)
+            .on_conflict_do_update(
+                index_elements=[Exam.id], set_={"problem_text": problem_text, "updated_at": func.now()}
+            )
+            .returning(Exam)
+        )
+        return (await self._db.scalars(statement, execution_options={"populate_existing": True})).one()
+
+    async def get_exam(self, exam_id: int) -> Exam | None:
+        """What is known of the exam."""
+        return await self._db.get(Exam, exam_id)

@@ -1,0 +1,306 @@
+"""Turns: their start, the text flushed while they run, and their one ending."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import CursorResult, delete, func, insert, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.domain.conversation import FinishReason, TurnStatus, Usage
+from app.infrastructure.persistence.models import (
+    PromptMessage,
+    PromptRoleEnum,
+    PromptTurn,
+    ProviderCall,
+    TurnChunk,
+    Worker,
+)
+
+_flush = text(
+    """
+    WITH mine AS MATERIALIZED (SELECT id FROM workers WHERE id = :owner AND fenced_at IS NULL FOR SHARE)
+    INSERT INTO turn_chunks (turn_pk, first_seq, content, delta_lengths)
+    SELECT chunk.* FROM mine, unnest(
+        CAST(:turn_pks AS bigint[]), CAST(:first_seqs AS int[]), CAST(:contents AS text[]), CAST(:lengths AS bytea[])
+    ) AS chunk
+    ON CONFLICT (turn_pk, first_seq)
+    DO UPDATE SET content = EXCLUDED.content, delta_lengths = EXCLUDED.delta_lengths
+    """
+)
+_start = insert(PromptTurn).returning(PromptTurn.id)
+
+
+def pack_lengths(lengths: Sequence[int]) -> bytes:
+    """Lengths of deltas, in characters, as little-endian uint32."""
+    return array("I", lengths).tobytes()
+
+
+def unpack_lengths(packed: bytes) -> list[int]:
+    """The inverse of `pack_lengths`."""
+    return list(array("I", packed))
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """A turn about to run."""
+
+    session_id: int
+    turn: int
+    client_turn_id: str
+    turn_id_is_int: bool
+    owner: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Text of a running turn, from the delta ``first_seq`` on."""
+
+    turn_pk: int
+    first_seq: int
+    content: str
+    lengths: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One provider call as it is stored. ``tokenizer`` names what counted, where we did."""
+
+    model: str
+    usage: Usage
+    outcome: str
+    purpose: str = "chat"
+    tokenizer: str | None = None
+    approximate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnding:
+    """How a turn ended, as its row keeps it. An error's fields are set where ``status`` is failed or interrupted."""
+
+    status: TurnStatus
+    usage: Usage
+    finish_reason: FinishReason | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    error_retryable: bool | None = None
+    lengths: Sequence[int] = ()
+    first_token_ms: int | None = None
+    duration_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredText:
+    """Text of a turn and the length of each of its deltas, in characters."""
+
+    content: str
+    lengths: list[int]
+
+
+class TurnRepository:
+    """Reads and writes turns within the transaction at hand."""
+
+    def __init__(self, db: AsyncSession) -> None:
+        self._db = db
+
+    async def find(self, session_id: int, client_turn_id: str) -> PromptTurn | None:
+        """The turn with the client's id (as text)."""
+        statement = select(PromptTurn).where(
+            PromptTurn.session_id == session_id, PromptTurn.client_turn_id == client_turn_id
+        )
+        return (await self._db.scalars(statement)).first()
+
+    async def find_in_the_way(self, session_id: int, client_turn_id: str) -> Sequence[PromptTurn]:
+        """What a new turn has to mind: the turn with the same id, and the one that is running."""
+        statement = select(PromptTurn).where(
+            PromptTurn.session_id == session_id,
+            or_(PromptTurn.client_turn_id == client_turn_id, PromptTurn.status == TurnStatus.RUNNING),
+        )
+        return (await self._db.scalars(statement)).all()
+
+    async def get(self, turn_pk: int) -> PromptTurn | None:
+        """The turn as it stands in the database now."""
+        return await self._db.get(PromptTurn, turn_pk, populate_existing=True)
+
+    async def start(self, new: NewTurn) -> int:
+        """Store a running turn; returns its key.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: the session runs a turn already, or knows the turn's id.
+        """
+        values = {
+            "session_id": new.session_id,
+            "turn": new.turn,
+            "client_turn_id": new.client_turn_id,
+            "turn_id_is_int": new.turn_id_is_int,
+            "status": TurnStatus.RUNNING,
+            "owner": new.owner,
+            "model": new.model,
+        }
+        return (await self._db.scalars(_start, [values])).one()
+
+    async def flush(self, owner: int, chunks: Sequence[Chunk]) -> bool:
+        """Make text of running turns safe, in one statement; ``False`` when the owner has been fenced.
+
+        Text that was flushed already, by a commit of which nobody heard, may be flushed again with what follows.
+        """
+        result = await self._db.execute(
+            _flush,
+            {
+                "owner": owner,
+                "turn_pks": [chunk.turn_pk for chunk in chunks],
+                "first_seqs": [chunk.first_seq for chunk in chunks],
+                "contents": [chunk.content for chunk in chunks],
+                "lengths": [pack_lengths(chunk.lengths) for chunk in chunks],
+            },
+        )
+        return _rows(result) == len(chunks)
+
+    async def settle(self, turn_pk: int, owner: int, ending: TurnEnding, *, after_fencing: bool = False) -> bool:
+        """Write a turn's ending; the caller holds the session's lock.
+
+        ``False`` when it is not the owner's to end any more: it has ended, or the owner was fenced. With
+        ``after_fencing`` somebody else ends it in the fenced owner's place, so the fence has to be there.
+        """
+        fence = select(Worker.fenced_at).where(Worker.id == owner).scalar_subquery()
+        statement = (
+            update(PromptTurn)
+            .where(
+                PromptTurn.id == turn_pk,
+                PromptTurn.owner == owner,
+                PromptTurn.status == TurnStatus.RUNNING,
+                fence.is_not(None) if after_fencing else fence.is_(None),
+            )
+            .values(
+                status=ending.status,
+                finish_reason=ending.finish_reason,
+                error_code=ending.error_code,
+                error_message=ending.error_message,
+                error_retryable=ending.error_retryable,
+                delta_lengths=pack_lengths(ending.lengths),
+                prompt_tokens=ending.usage.prompt_tokens,
+                completion_tokens=ending.usage.completion_tokens,
+                cached_tokens=ending.usage.cached_tokens,
+                reasoning_tokens=ending.usage.reasoning_tokens,
+                usage_source=ending.usage.source,
+                ended_at=func.now(),
+                first_token_ms=ending.first_token_ms,
+                duration_ms=ending.duration_ms,
+            )
+            .execution_options(synchronize_session=False)
+        )
+        if _rows(await self._db.execute(statement)) == 0:
+            return False
+        await self._db.execute(delete(TurnChunk).where(TurnChunk.turn_pk == turn_pk))
+        return True
+
+    async def add_calls(self, session_id: int, turn: int | None, calls: Sequence[CallRecord]) -> None:
+        """Add rows to the ledger of provider calls."""
+        if not calls:
+            return
+        await self._db.execute(
+            insert(ProviderCall),
+            [
+                {
+                    "session_id": session_id,
+                    "turn": turn,
+                    "purpose": call.purpose,
+                    "model": call.model,
+                    "prompt_tokens": call.usage.prompt_tokens,
+                    "completion_tokens": call.usage.completion_tokens,
+                    "cached_tokens": call.usage.cached_tokens,
+                    "reasoning_tokens": call.usage.reasoning_tokens,
+                    "source": call.usage.source,
+                    "tokenizer": call.tokenizer,
+                    "approximate": call.approximate,
+                    "outcome": call.outcome,
+                }
+                for call in calls
+            ],
+        )
+
+    async def request_cancel(self, turn_pk: int) -> None:
+        """Ask the process that runs the turn to cancel it."""
+        await self._db.execute(
+            update(PromptTurn)
+            .where(PromptTurn.id == turn_pk, PromptTurn.status == TurnStatus.RUNNING)
+            .values(cancel_requested_at=func.coalesce(PromptTurn.cancel_requested_at, func.now()))
+            .execution_options(synchronize_session=False)
+        )
+
+    async def cancels_requested(self, owner: int) -> Sequence[int]:
+        """Keys of the owner's running turns that somebody wants cancelled."""
+        statement = select(PromptTurn.id).where(
+            PromptTurn.owner == owner,
+            PromptTurn.status == TurnStatus.RUNNING,
+            PromptTurn.cancel_requested_at.is_not(None),
+        )
+        return (await self._db.scalars(statement)).all()
+
+    async def flushed_text(self, turn_pk: int, *, after_seq: int = 0) -> StoredText:
+        """What is flushed of a running turn, from the chunk that follows ``after_seq``."""
+        statement = (
+            select(TurnChunk.content, TurnChunk.delta_lengths)
+            .where(TurnChunk.turn_pk == turn_pk, TurnChunk.first_seq > after_seq)
+            .order_by(TurnChunk.first_seq)
+        )
+        rows = (await self._db.execute(statement)).all()
+        return StoredText(
+            "".join(row.content for row in rows), unpack_lengths(b"".join(row.delta_lengths for row in rows))
+        )
+
+    async def stored_text(self, turn: PromptTurn) -> StoredText:
+        """The text of a turn that has ended; empty where it has no assistant message."""
+        statement = select(PromptMessage.content).where(
+            PromptMessage.session_id == turn.session_id,
+            PromptMessage.turn == turn.turn,
+            PromptMessage.role == PromptRoleEnum.ASSISTANT,
+        )
+        content = (await self._db.scalars(statement)).first()
+        return StoredText(content or "", unpack_lengths(turn.delta_lengths))
+
+    async def user_message(self, turn: PromptTurn) -> str | None:
+        """What the candidate said in this turn."""
+        statement = select(PromptMessage.content).where(
+            PromptMessage.session_id == turn.session_id,
+            PromptMessage.turn == turn.turn,
+            PromptMessage.role == PromptRoleEnum.USER,
+        )
+        return (await self._db.scalars(statement)).first()
+
+    async def client_ids(self, session_id: int, turns: set[int]) -> dict[int, str | int]:
+        """The clients' ids of some turns, by their number, each as its client wrote it."""
+        statement = select(PromptTurn.turn, PromptTurn.client_turn_id, PromptTurn.turn_id_is_int).where(
+            PromptTurn.session_id == session_id, PromptTurn.turn.in_(turns)
+        )
+        rows = await self._db.execute(statement)
+        return {row.turn: int(row.client_turn_id) if row.turn_id_is_int else row.client_turn_id for row in rows}
+
+    async def running_of(self, owner: int) -> Sequence[int]:
+        """Keys of the owner's running turns."""
+        statement = select(PromptTurn.id).where(PromptTurn.owner == owner, PromptTurn.status == TurnStatus.RUNNING)
+        return (await self._db.scalars(statement)).all()
+
+    async def orphans(self, *, limit: int = 100) -> Sequence[PromptTurn]:
+        """Running turns whose owner is fenced: anybody may settle them."""
+        statement = (
+            select(PromptTurn)
+            .join(Worker, Worker.id == PromptTurn.owner)
+            .where(PromptTurn.status == TurnStatus.RUNNING, Worker.fenced_at.is_not(None))
+            .order_by(PromptTurn.id)
+            .limit(limit)
+        )
+        return (await self._db.scalars(statement)).all()
+
+    async def sweep_chunks(self) -> None:
+        """Remove chunks that a flush wrote in the same moment in which their turn ended."""
+        ended = select(PromptTurn.id).where(PromptTurn.id == TurnChunk.turn_pk, PromptTurn.status != TurnStatus.RUNNING)
+        await self._db.execute(delete(TurnChunk).where(ended.exists()).execution_options(synchronize_session=False))
+
+
+def _rows(result: Any) -> int:
+    return result.rowcount if isinstance(result, CursorResult) else 0

@@ -1,0 +1,63 @@
+"""Leases of processes: who is alive, and who has been fenced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.infrastructure.persistence.models import CallbackLane, Worker
+
+
+class WorkerRepository:
+    """Reads and writes leases within the transaction at hand."""
+
+    def __init__(self, db: AsyncSession) -> None:
+        self._db = db
+
+    async def register(self, name: str) -> int:
+        """Take a lease; returns its fencing token, which is larger than all earlier ones."""
+        return (await self._db.scalars(insert(Worker).returning(Worker.id), [{"name": name}])).one()
+
+    async def beat(self, worker_id: int) -> bool:
+        """Renew a lease; ``False`` when it is gone for good."""
+        statement = (
+            update(Worker)
+            .where(Worker.id == worker_id, Worker.fenced_at.is_(None))
+            .values(beats=Worker.beats + 1)
+            .returning(Worker.id)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._db.scalars(statement)).first() is not None
+
+    async def beats_of_others(self, worker_id: int) -> Sequence[tuple[int, int]]:
+        """Id and beats of every lease that is not fenced, but the caller's own."""
+        statement = select(Worker.id, Worker.beats).where(Worker.fenced_at.is_(None), Worker.id != worker_id)
+        return [(row.id, row.beats) for row in await self._db.execute(statement)]
+
+    async def fence(self, worker_id: int, *, seen_beats: int | None = None) -> bool:
+        """End a lease and free the lanes it had claimed.
+
+        With ``seen_beats`` only if it has not been renewed since: ``False`` when it has, or was fenced already. Waits
+        for a flush or a renewal of the owner that is under way.
+        """
+        condition = [Worker.id == worker_id, Worker.fenced_at.is_(None)]
+        if seen_beats is not None:
+            condition.append(Worker.beats == seen_beats)
+        statement = (
+            update(Worker)
+            .where(*condition)
+            .values(fenced_at=func.now())
+            .returning(Worker.id)
+            .execution_options(synchronize_session=False)
+        )
+        if (await self._db.scalars(statement)).first() is None:
+            return False
+        await self._db.execute(
+            update(CallbackLane)
+            .where(CallbackLane.claimed_by == worker_id)
+            .values(claimed_by=None)
+            .execution_options(synchronize_session=False)
+        )
+        return True
