@@ -1,0 +1,227 @@
+"""Server-sent events, as the OpenAI-compatible chat format uses them. Bytes in, text out; no I/O."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from app.core.errors import ErrorCode, ModelError
+from app.domain.conversation import FinishReason, Usage
+from app.domain.model_client import ModelCall
+
+_LONGEST_EVENT = 8 * 1024 * 1024
+_REJECTED = {400, 404, 413, 422}
+_FINISH = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "content_filter": FinishReason.REFUSED,
+}
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+_decoder = msgspec.json.Decoder(_Event)
+
+
+def malformed(detail: str) -> ModelError:
+    """The stream is not what it should be."""
+    return ModelError(ErrorCode.LLM_UNAVAILABLE, "The model's answer broke off.", detail=detail)
+
+
+class ChatStream:
+    """One streamed answer: fed with the bytes of each read, returns the new text and keeps ``call`` up to date.
+
+    Lines and characters may be cut anywhere between two reads. A surrogate pair that the provider split over two
+    events is put together again, so no piece of text ever holds half a character.
+    """
+
+    __slots__ = ("_buffer", "_call", "_data", "_half", "ended")
+
+    def __init__(self, call: ModelCall) -> None:
+        self._call = call
+        self._buffer = b""
+        self._data: list[bytes] = []
+        self._half = ""
+        self.ended = False
+        """Whether ``[DONE]`` has come."""
+
+    def feed(self, data: bytes) -> tuple[str, ModelError | None]:
+        """Take the bytes of one read.
+
+        Returns:
+            All new text joined (may be empty), and the fault that ended the stream, if any: the text came before it.
+        """
+        texts: list[str] = []
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        try:
+            if len(self._buffer) > _LONGEST_EVENT:
+                raise malformed("event too long")
+            for line in lines:
+                self._line(line, texts)
+        except ModelError as fault:
+            return self._joined(texts), fault
+        return self._joined(texts) + (self._lone_half() if self.ended else ""), None
+
+    def finish(self) -> tuple[str, ModelError | None]:
+        """The connection has ended: returns what is left, and a fault where the answer had not ended."""
+        text, fault = self.feed(b"\n\n") if self._buffer or self._data else ("", None)
+        text += self._lone_half()
+        if fault is None and self._call.finish_reason is None:
+            fault = malformed("connection closed before the end")
+        return text, fault
+
+    def _line(self, line: bytes, texts: list[str]) -> None:
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        if line.startswith(b"data:"):
+            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif not line and self._data:
+            event = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+            self._data = []
+            self._event(event, texts)
+        # Other fields and comments carry nothing for us, as the standard has it.
+
+    def _event(self, data: bytes, texts: list[str]) -> None:
+        if data == b"[DONE]":
+            self.ended = True
+            if self._call.finish_reason is None:
+                self._call.finish_reason = FinishReason.STOP
+            return
+        try:
+            event = _decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            event = _decode_leniently(data)
+        if event.error is not None and event.error != b"null":
+            raise _error_in_stream(event.error)
+        for choice in event.choices or ():
+            if choice.delta is not None:
+                if choice.delta.content:
+                    texts.append(choice.delta.content)
+                elif choice.delta.refusal:
+                    texts.append(choice.delta.refusal)
+                    self._call.finish_reason = FinishReason.REFUSED
+            if choice.finish_reason is not None and self._call.finish_reason is not FinishReason.REFUSED:
+                self._call.finish_reason = _FINISH.get(choice.finish_reason, FinishReason.STOP)
+        if event.usage is not None:
+            self._take_usage(event.usage)
+
+    def _take_usage(self, said: _Usage) -> None:
+        """Providers that report along the way report totals so far, so the latest figures stand for all."""
+        if said.prompt_tokens is None or said.completion_tokens is None:
+            return
+        prompt_details, completion_details = said.prompt_tokens_details, said.completion_tokens_details
+        self._call.usage = Usage(
+            prompt_tokens=max(said.prompt_tokens, 0),
+            completion_tokens=max(said.completion_tokens, 0),
+            cached_tokens=(prompt_details.cached_tokens or 0) if prompt_details else 0,
+            reasoning_tokens=(completion_details.reasoning_tokens or 0) if completion_details else 0,
+            source="provider",
+        )
+        self._call.usage_complete = self._call.finish_reason is not None
+
+    def _joined(self, texts: list[str]) -> str:
+        if not texts:
+            return ""
+        text = texts[0] if len(texts) == 1 else "".join(texts)
+        if self._half or not text.isascii():
+            text = self._whole_characters(text)
+        if "\x00" in text:
+            # PostgreSQL cannot store NUL, and what is shown has to equal what is stored.
+            text = text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+        self._call.text_chars += len(text)
+        return text
+
+    def _lone_half(self) -> str:
+        """The stream is over: what stands for a first half whose second never came."""
+        if not self._half:
+            return ""
+        self._half = ""
+        self._call.text_chars += 1
+        return "\N{REPLACEMENT CHARACTER}"
+
+    def _whole_characters(self, text: str) -> str:
+        """Join surrogate halves, keep back a first half at the end, replace halves that have no other."""
+        text = self._half + text
+        self._half = ""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            if "\ud800" <= text[-1] <= "\udbff":
+                text, self._half = text[:-1], text[-1]
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return text
+
+
+def _decode_leniently(data: bytes) -> _Event:
+    """Decode an event whose strings hold lone surrogates, which the strict decoder refuses."""
+    try:
+        return msgspec.convert(json.loads(data), _Event)
+    except (ValueError, msgspec.ValidationError, RecursionError):
+        raise malformed("not a chat completion chunk") from None
+
+
+class _ErrorBody(msgspec.Struct):
+    code: object = None
+
+
+def _error_in_stream(raw: msgspec.Raw) -> ModelError:
+    try:
+        code = msgspec.json.decode(raw, type=_ErrorBody).code
+    except msgspec.MsgspecError:
+        code = None
+    if code in _REJECTED or code == "context_length_exceeded":
+        return rejected("error in the stream")
+    return ModelError(ErrorCode.LLM_UNAVAILABLE, "The model failed while it answered.", detail="error in the stream")
+
+
+def rejected(detail: str) -> ModelError:
+    """The provider will not answer this request, now or later."""
+    return ModelError(
+        ErrorCode.LLM_REJECTED,
+        "The model did not accept this conversation (it may be too long).",
+        retryable=False,
+        detail=detail,
+    )
+
+
+def error_for_status(status: int, retry_after_s: float | None = None) -> ModelError:
+    """What an HTTP status other than 2xx means for a turn."""
+    detail = f"HTTP {status}"
+    if status in _REJECTED:
+        return rejected(detail)
+    if status in {401, 403}:
+        return ModelError(
+            ErrorCode.LLM_UNAVAILABLE, "The model is not available to this service.", retryable=False, detail=detail
+        )
+    message = "The model is busy; try again in a moment." if status == 429 else "The model is not available right now."
+    return ModelError(ErrorCode.LLM_UNAVAILABLE, message, retry_after_s=retry_after_s, detail=detail)
