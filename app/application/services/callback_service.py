@@ -1,0 +1,120 @@
+"""What Core is told, recorded in the transaction that makes it true."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.infrastructure.repositories.callback_repository import CallbackRepository
+
+Purpose = Literal["chat", "evaluation"]
+
+
+class CallbackService:
+    """Records callbacks into the transaction at hand; delivery is the relay's work, after the commit.
+
+    Args:
+        db: the transaction that the callbacks belong to.
+        held: no receiver is set, so the callbacks wait until one is.
+    """
+
+    def __init__(self, db: AsyncSession, *, held: bool = False) -> None:
+        self._callbacks = CallbackRepository(db)
+        self._held = held
+
+    async def send_usage(
+        self,
+        session_id: int,
+        turn: int | None,
+        prompt_tokens: int,
+        completion_tokens: int,
+        total_tokens: int,
+        *,
+        turn_id: str | int | None = None,
+        cached_tokens: int = 0,
+        model: str | None = None,
+        source: str = "provider",
+        purpose: Purpose = "chat",
+    ) -> None:
+        """Tokens used by a turn, all its provider calls summed; ``turn`` is ``None`` for work on a whole session."""
+        await self._record(
+            session_id,
+            "usage",
+            {
+                "turn": turn,
+                "turn_id": turn_id,
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "total_tokens": total_tokens,
+                "cached_tokens": cached_tokens,
+                "model": model,
+                "source": source,
+                "purpose": purpose,
+            },
+        )
+
+    async def send_message_response(
+        self,
+        session_id: int,
+        turn: int,
+        ai_message: str,
+        metadata: dict[str, Any],
+        *,
+        turn_id: str | int | None = None,
+    ) -> None:
+        """A turn's answer as stored; ``metadata`` says how the turn ended."""
+        await self._record(
+            session_id,
+            "message_response",
+            {"turn": turn, "turn_id": turn_id, "ai_message": ai_message, "metadata": metadata},
+        )
+
+    async def send_turn_evaluation(
+        self, session_id: int, turn: int, turn_log: dict[str, Any], turn_score: float | None, *, revision: int = 1
+    ) -> None:
+        """The judgement of one prompt; a later judgement of the same prompt has a higher ``revision``."""
+        await self._record(
+            session_id,
+            "turn_evaluation",
+            {"turn": turn, "turn_log": turn_log, "turn_score": turn_score, "revision": revision},
+        )
+
+    async def send_final_scores(
+        self,
+        session_id: int,
+        exam_id: int,
+        participant_id: int,
+        submission_id: str | int,
+        final_scores: dict[str, Any],
+        turn_scores: dict[str, Any],
+        *,
+        revision: int = 1,
+    ) -> None:
+        """The scores of a submission."""
+        await self._record(
+            session_id,
+            "final_scores",
+            {
+                "exam_id": exam_id,
+                "participant_id": participant_id,
+                "submission_id": submission_id,
+                "final_scores": final_scores,
+                "turn_scores": turn_scores,
+                "revision": revision,
+            },
+        )
+
+    async def send_error(
+        self, session_id: int, error_type: str, error_message: str, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Something went wrong that Core ought to know; ``error_type`` is one of the protocol's codes."""
+        await self._record(
+            session_id,
+            "error",
+            {"error_type": error_type, "error_message": error_message, "metadata": metadata or {}},
+        )
+
+    async def _record(self, session_id: int, kind: str, payload: dict[str, Any]) -> None:
+        if await self._callbacks.record(session_id, kind, payload, held=self._held) is None:
+            raise LookupError(f"there is no session {session_id}")

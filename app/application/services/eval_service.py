@@ -1,0 +1,340 @@
+"""The conversation's use cases: a message comes in, a turn runs, an answer is streamed and stored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.application.turns.ending import ending_of
+from app.application.turns.input import TurnInput, load_input
+from app.application.turns.runner import TurnRunner
+from app.application.turns.running import RunningTurn, TurnId, TurnRef
+from app.application.turns.tail import Tails
+from app.core import metrics
+from app.core.errors import ErrorCode, TurnstoneError
+from app.core.ids import new_turn_id
+from app.domain.conversation import FinishReason, TurnStatus, Usage
+from app.domain.turn_log import Done, Ending, Failed, Piece, TurnLog
+from app.infrastructure.persistence.models import PromptRoleEnum, PromptSession, PromptTurn
+from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
+from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
+from app.infrastructure.repositories.turn_repository import NewTurn, TurnRepository
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCommand:
+    """A candidate's message, valid in form. Either ``session_id`` is set, or exam and participant are."""
+
+    message: str
+    turn_id: TurnId
+    session_id: int | None = None
+    exam_id: int | None = None
+    participant_id: int | None = None
+    spec_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The turn's number and session are known, and the candidate's message is stored."""
+
+    session_id: int
+    turn: int
+    turn_id: TurnId
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedTurn:
+    """A turn and its log, to read from any ``seq`` on. ``fresh``: this call has started it."""
+
+    started: Started
+    log: TurnLog
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChatResult:
+    """A whole answer. ``ending`` says how it ended; ``finish_reason`` is ``cancelled`` where somebody stopped it."""
+
+    session_id: int
+    turn: int
+    turn_id: TurnId
+    ai_message: str
+    finish_reason: FinishReason | str
+    usage: Usage
+
+
+class TurnStream:
+    """A turn about to be started or attached to.
+
+    Await it for the `AttachedTurn`; or iterate over it for the turn's events: `Started`, then a `Piece` for each delta
+    (several joined where the iterator is slow), then the `Ending`.
+    """
+
+    def __init__(self, service: EvalService, command: ChatCommand) -> None:
+        self._service = service
+        self._command = command
+
+    def __await__(self) -> Generator[Any, None, AttachedTurn]:
+        return self._service.attach(self._command).__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Started | Piece | Ending]:
+        attached = await self
+        yield attached.started
+        async for event in read(attached.log):
+            yield event
+
+
+class EvalService:
+    """Use cases of the conversation.
+
+    Args:
+        runner: runs turns in this process.
+        state: the live-turn store.
+        tails: follows turns of other processes.
+        owner: gives the fencing token under which turns are started now.
+    """
+
+    def __init__(self, runner: TurnRunner, state: StateRepository, tails: Tails, owner: Any) -> None:
+        self._runner = runner
+        self._state = state
+        self._tails = tails
+        self._owner = owner
+
+    def process_message_stream(
+        self,
+        message: str,
+        turn_id: TurnId,
+        *,
+        session_id: int | None = None,
+        exam_id: int | None = None,
+        participant_id: int | None = None,
+        spec_id: int | None = None,
+    ) -> TurnStream:
+        """Answer a message piece by piece; see `TurnStream`.
+
+        The session is found by its id, or found or created for the pair. The same ``turn_id`` with the same message is
+        the same turn: it is attached to, or replayed.
+
+        Raises:
+            TurnstoneError: on awaiting; the turn was not started.
+        """
+        return TurnStream(self, ChatCommand(message, turn_id, session_id, exam_id, participant_id, spec_id))
+
+    async def process_message(
+        self,
+        message: str,
+        turn_id: TurnId | None = None,
+        *,
+        session_id: int | None = None,
+        exam_id: int | None = None,
+        participant_id: int | None = None,
+        spec_id: int | None = None,
+    ) -> ChatResult:
+        """Answer a message as a whole, by the same rules as `process_message_stream`.
+
+        Raises:
+            TurnstoneError: the turn was not started, or ended with an error; what came of it is stored.
+        """
+        attached = await self.process_message_stream(
+            message,
+            new_turn_id() if turn_id is None else turn_id,
+            session_id=session_id,
+            exam_id=exam_id,
+            participant_id=participant_id,
+            spec_id=spec_id,
+        )
+        return await self.result(attached)
+
+    async def result(self, attached: AttachedTurn) -> ChatResult:
+        """Wait for a turn's end.
+
+        Raises:
+            TurnstoneError: it ended with an error.
+        """
+        ending = await ended(attached.log)
+        if isinstance(ending, Failed):
+            raise TurnstoneError(ending.code, ending.message, retryable=ending.retryable)
+        reason = ending.finish_reason if isinstance(ending, Done) else "cancelled"
+        started = attached.started
+        return ChatResult(started.session_id, started.turn, started.turn_id, attached.log.text, reason, ending.usage)
+
+    async def attach(self, command: ChatCommand) -> AttachedTurn:
+        """Start the turn, or attach to it where it exists already."""
+        arrived_at = time.monotonic()
+        async with _database_errors():
+            async with get_db_context() as db:
+                begun = await self._begin(db, command)
+            if isinstance(begun, PromptTurn):
+                return await self._attach_to_stored(begun, command.turn_id)
+        ref, given = begun
+        metrics.TURN_START.observe(time.monotonic() - arrived_at)
+        log = self._state.open(ref.key)
+        self._runner.start(RunningTurn(ref, given, log, arrived_at=arrived_at))
+        return AttachedTurn(Started(ref.session_id, ref.turn, command.turn_id), log, fresh=True)
+
+    async def resume(self, session_id: int, turn_id: TurnId) -> AttachedTurn:
+        """A turn that was started earlier, running or ended.
+
+        Raises:
+            TurnstoneError: ``session_not_found`` or ``turn_not_found``.
+        """
+        running = self._runner.get(TurnKey(session_id, str(turn_id)))
+        if running is not None:
+            return AttachedTurn(Started(session_id, running.ref.turn, turn_id), running.log, fresh=False)
+        async with _database_errors():
+            return await self._attach_to_stored(await self._stored(session_id, turn_id), turn_id)
+
+    async def cancel(self, session_id: int, turn_id: TurnId) -> AttachedTurn:
+        """Stop a turn, wherever it runs; returns it, so that its end can be awaited. An ended turn stays as it is.
+
+        Raises:
+            TurnstoneError: ``session_not_found`` or ``turn_not_found``.
+        """
+        running = self._runner.get(TurnKey(session_id, str(turn_id)))
+        if running is not None:
+            running.cancel()
+            return AttachedTurn(Started(session_id, running.ref.turn, turn_id), running.log, fresh=False)
+        async with _database_errors():
+            stored = await self._stored(session_id, turn_id)
+            if stored.status is TurnStatus.RUNNING:
+                async with get_db_context() as db:
+                    await TurnRepository(db).request_cancel(stored.id)
+            return await self._attach_to_stored(stored, turn_id)
+
+    async def _begin(self, db: AsyncSession, command: ChatCommand) -> PromptTurn | tuple[TurnRef, TurnInput]:
+        """The first transaction of a turn: its number taken and the message stored, or the turn that is there found."""
+        sessions, turns = SessionRepository(db), TurnRepository(db)
+        session = await self._locked_session(sessions, command)
+        for other in await turns.find_in_the_way(session.id, str(command.turn_id)):
+            if other.client_turn_id == str(command.turn_id):
+                if await turns.user_message(other) != command.message:
+                    raise TurnstoneError(ErrorCode.TURN_ID_CONFLICT, "This turn_id was used with another message.")
+                return other
+            raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering another message.")
+        if session.ended_at is not None:
+            raise TurnstoneError(ErrorCode.SESSION_ENDED, "The session has ended.")
+        if self._runner.draining:
+            raise TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
+        given = await load_input(sessions, session, command.message, self._runner.model.history_tokens)
+        number = await sessions.take_turn_number(session.id)
+        owner = self._owner()
+        counter = self._runner.model.counter
+        counted = counter.count(command.message)
+        meta = {"tokenizer": counted.tokenizer} | ({"approximate": True} if counted.approximate else {})
+        await sessions.add_message(
+            session.id, number, PromptRoleEnum.USER, command.message, token_count=counted.tokens, meta=meta
+        )
+        new = NewTurn(
+            session_id=session.id,
+            turn=number,
+            client_turn_id=str(command.turn_id),
+            turn_id_is_int=isinstance(command.turn_id, int),
+            owner=owner,
+            model=self._runner.model.client.model,
+        )
+        return TurnRef(await turns.start(new), session.id, number, command.turn_id, owner), given
+
+    async def _locked_session(self, sessions: SessionRepository, command: ChatCommand) -> PromptSession:
+        if command.session_id is not None:
+            session = await sessions.lock_session(command.session_id)
+        else:
+            assert command.exam_id is not None and command.participant_id is not None, "checked where it came in"
+            pair = (command.exam_id, command.participant_id)
+            session = await sessions.get_active_session(*pair) or await sessions.create_session(*pair, command.spec_id)
+            session = await sessions.lock_session(session.id)
+            if session is not None and session.ended_at is not None:  # it ended while we waited for the lock
+                session = await sessions.create_session(*pair, command.spec_id)
+        if session is None:
+            raise TurnstoneError(ErrorCode.SESSION_NOT_FOUND, "There is no such session.")
+        if command.spec_id is not None and command.spec_id != session.spec_id:
+            raise TurnstoneError(ErrorCode.INVALID_FRAME, "The session was started with another spec_id.")
+        return session
+
+    async def _stored(self, session_id: int, turn_id: TurnId) -> PromptTurn:
+        async with get_db_context() as db:
+            turn = await TurnRepository(db).find(session_id, str(turn_id))
+            if turn is None:
+                if await SessionRepository(db).get_session(session_id) is None:
+                    raise TurnstoneError(ErrorCode.SESSION_NOT_FOUND, "There is no such session.")
+                raise TurnstoneError(ErrorCode.TURN_NOT_FOUND, "The session has no such turn.")
+        return turn
+
+    async def _attach_to_stored(self, turn: PromptTurn, turn_id: TurnId) -> AttachedTurn:
+        started = Started(turn.session_id, turn.turn, turn_id)
+        running = self._runner.get(TurnKey(turn.session_id, turn.client_turn_id))
+        if running is not None:
+            return AttachedTurn(started, running.log, fresh=False)
+        async with get_db_context() as db:
+            turns = TurnRepository(db)
+            current = await turns.get(turn.id)
+            assert current is not None, "turns are never deleted while they are asked for"
+            ending = ending_of(current)
+            if ending is not None:
+                stored = await turns.stored_text(current)
+                return AttachedTurn(started, TurnLog.restored(stored.content, stored.lengths, ending), fresh=False)
+        ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
+        return AttachedTurn(started, self._tails.follow(ref), fresh=False)
+
+
+class _Waiting:
+    """A reader that a coroutine can wait on."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+
+async def read(log: TurnLog, after_seq: int = 0) -> AsyncIterator[Piece | Ending]:
+    """A log's events after ``after_seq``, up to and with its ending."""
+    reader = _Waiting()
+    log.attach(reader)
+    try:
+        while True:
+            piece = log.since(after_seq)
+            if piece is not None:
+                after_seq = piece.last_seq
+                yield piece
+            elif log.ending is not None:
+                yield log.ending
+                return
+            else:
+                await reader.wait()
+    finally:
+        log.detach(reader)
+
+
+async def ended(log: TurnLog) -> Ending:
+    """Wait for a log's ending."""
+    reader = _Waiting()
+    log.attach(reader)
+    try:
+        while log.ending is None:
+            await reader.wait()
+        return log.ending
+    finally:
+        log.detach(reader)
+
+
+class _database_errors:  # noqa: N801  # reads as a statement
+    """Turns a database that is away into an error a client understands."""
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DATABASE_DOWN):
+            raise TurnstoneError(
+                ErrorCode.INTERNAL, "The service cannot store anything right now; try again in a moment."
+            ) from error

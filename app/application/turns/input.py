@@ -1,0 +1,46 @@
+"""What a turn sends to the provider: the stored conversation, cut to the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.domain.model_client import ChatMessage
+from app.domain.prompting import PastTurn, build_messages, system_prompt
+from app.infrastructure.persistence.models import PromptRoleEnum, PromptSession
+from app.infrastructure.repositories.session_repository import HistoryMessage, SessionRepository
+
+
+@dataclass(frozen=True, slots=True)
+class TurnInput:
+    """What a turn starts from: the candidate's message, and all messages to send, that one last."""
+
+    message: str
+    messages: Sequence[ChatMessage]
+
+
+async def load_input(
+    sessions: SessionRepository, session: PromptSession, message: str, history_tokens: int, *, turn: int | None = None
+) -> TurnInput:
+    """The input of a session's next turn, whose message is not stored yet; or of ``turn``, as it was at its start."""
+    history = await sessions.history(session.id, token_budget=history_tokens, before_turn=turn)
+    system = system_prompt(await sessions.problem_text(session.exam_id))
+    return TurnInput(message, build_messages(system, past_turns(history), message, token_budget=history_tokens))
+
+
+def past_turns(history: list[HistoryMessage]) -> list[PastTurn]:
+    """Turns, oldest first, from messages, newest turn first; a turn that was cut off by the limit is left out."""
+    turns: list[PastTurn] = []
+    answers: dict[int, HistoryMessage] = {m.turn: m for m in history if m.role is PromptRoleEnum.ASSISTANT}
+    for message in history:
+        if message.role is PromptRoleEnum.USER:
+            answer = answers.get(message.turn)
+            tokens = _tokens(message) + (_tokens(answer) if answer else 0)
+            turns.append(
+                PastTurn(message.content, answer.content if answer else "", bool(answer and answer.partial), tokens)
+            )
+    return turns[::-1]
+
+
+def _tokens(message: HistoryMessage) -> int:
+    return len(message.content) // 2 if message.token_count is None else message.token_count

@@ -1,0 +1,99 @@
+"""This process's lease, and a watch over everybody else's.
+
+A lease is one row whose ``beats`` grow. Its owner owns turns and callback lanes under the row's id, the fencing token.
+Whoever sees another's beats stand still for a whole lease length, by its own monotonic clock and without a database
+error meanwhile, fences it: from then on the old owner can write nothing. So an outage of the database, in which nobody
+can renew, fences nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from app.core import metrics
+from app.core.ids import process_name
+from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.repositories.worker_repository import WorkerRepository
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """The lease of one process.
+
+    Args:
+        length_s: a lease unrenewed for this long is dead.
+        on_fenced: called after another process was fenced, to settle what it leaves.
+        on_lost: called when this process itself was fenced, with the old token; a new lease is held by then.
+    """
+
+    def __init__(
+        self,
+        length_s: float,
+        *,
+        on_fenced: Callable[[], Awaitable[object]],
+        on_lost: Callable[[int], None],
+    ) -> None:
+        self._length_s = length_s
+        self._on_fenced = on_fenced
+        self._on_lost = on_lost
+        self._token = 0
+        self._seen: dict[int, tuple[int, float]] = {}
+
+    @property
+    def token(self) -> int:
+        """The fencing token held now."""
+        return self._token
+
+    async def take(self) -> None:
+        """Take a lease; each one has a larger token than all before."""
+        async with get_db_context() as db:
+            self._token = await WorkerRepository(db).register(process_name())
+
+    async def give_back(self) -> None:
+        """End the lease, so that nobody has to wait for it to run out."""
+        async with get_db_context() as db:
+            await WorkerRepository(db).fence(self._token)
+
+    async def run(self) -> None:
+        """Renew and watch until cancelled."""
+        while True:
+            await asyncio.sleep(self._length_s / 4)
+            try:
+                await self.renew()
+                await self.watch(time.monotonic())
+            except DATABASE_DOWN as error:
+                self._seen.clear()  # what was seen before an outage proves nothing after it
+                log.warning("lease_waits_for_database", error=fault(error))
+
+    async def renew(self) -> None:
+        """Renew the lease; take a new one where it was lost."""
+        async with get_db_context() as db:
+            alive = await WorkerRepository(db).beat(self._token)
+        if not alive:
+            lost = self._token
+            metrics.LEASE_LOST.inc()
+            log.error("lease_lost", token=lost)
+            await self.take()
+            self._on_lost(lost)
+
+    async def watch(self, now: float) -> None:
+        """Fence every lease that has stood still for its whole length; ``now`` is monotonic seconds."""
+        async with get_db_context() as db:
+            others = dict(await WorkerRepository(db).beats_of_others(self._token))
+        self._seen = {
+            worker: self._seen[worker] if worker in self._seen and self._seen[worker][0] == beats else (beats, now)
+            for worker, beats in others.items()
+        }
+        dead = [worker for worker, (_, since) in self._seen.items() if now - since >= self._length_s]
+        for worker in dead:
+            async with get_db_context() as db:
+                fenced = await WorkerRepository(db).fence(worker, seen_beats=others[worker])
+            if fenced:
+                log.warning("lease_taken_from_dead_process", token=worker)
+        if dead:
+            await self._on_fenced()

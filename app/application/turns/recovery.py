@@ -1,0 +1,104 @@
+"""Ends the turns of processes that died, with what they had made safe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from app.application.turns.ending import INTERRUPTED, FinalTurn, count_call
+from app.application.turns.input import TurnInput, load_input
+from app.application.turns.running import TurnRef
+from app.application.turns.settlement import NotOursError, settle
+from app.core import metrics
+from app.domain.conversation import TurnStatus
+from app.domain.model_client import ModelCall
+from app.infrastructure.llm.tokens import TokenCounter
+from app.infrastructure.persistence.models import PromptTurn
+from app.infrastructure.persistence.session import get_db_context
+from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.turn_repository import StoredText, TurnEnding, TurnRepository
+
+log = structlog.get_logger()
+
+
+class Recovery:
+    """Settles orphaned turns as ``interrupted``.
+
+    Args:
+        counter: counts the usage that nobody else will report.
+        history_tokens: budget of the prompts that the turns were started with.
+        held: callbacks are held, because no receiver is set.
+        on_settled: called after each commit that has recorded callbacks.
+    """
+
+    def __init__(
+        self, counter: TokenCounter, history_tokens: int, *, held: bool, on_settled: Callable[[], None]
+    ) -> None:
+        self._counter = counter
+        self._history_tokens = history_tokens
+        self._held = held
+        self._on_settled = on_settled
+
+    async def settle_orphans(self) -> int:
+        """Settle every running turn whose owner is fenced; returns how many. Any number of processes may do it."""
+        settled = 0
+        while True:
+            async with get_db_context() as db:
+                orphans = await TurnRepository(db).orphans()
+            done = [await self._settle(turn, after_fencing=True) for turn in orphans]
+            settled += sum(done)
+            if not any(done):
+                break
+        async with get_db_context() as db:
+            await TurnRepository(db).sweep_chunks()
+        return settled
+
+    async def settle_lost(self, turn_pks: set[int]) -> None:
+        """Settle turns that this process owns and does not run."""
+        for turn_pk in turn_pks:
+            async with get_db_context() as db:
+                turn = await TurnRepository(db).get(turn_pk)
+            if turn is not None:
+                await self._settle(turn, after_fencing=False)
+
+    async def _settle(self, turn: PromptTurn, *, after_fencing: bool) -> bool:
+        async with get_db_context() as db:
+            turns, sessions = TurnRepository(db), SessionRepository(db)
+            flushed = await turns.flushed_text(turn.id)
+            session, message = await sessions.get_session(turn.session_id), await turns.user_message(turn)
+            assert session is not None and message is not None, "a turn has a session and begins with a message"
+            given = await load_input(sessions, session, message, self._history_tokens, turn=turn.turn)
+        turn_id = int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id
+        ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
+        try:
+            await settle(ref, self._final(turn, given, flushed), held=self._held, after_fencing=after_fencing)
+        except NotOursError:
+            return False
+        metrics.TURNS.labels(TurnStatus.INTERRUPTED.value).inc()
+        log.warning("turn_interrupted", turn_pk=turn.id, characters=len(flushed.content))
+        self._on_settled()
+        return True
+
+    def _final(self, turn: PromptTurn, given: TurnInput, flushed: StoredText) -> FinalTurn:
+        """The ending of a turn whose process is gone.
+
+        Whether the provider had been reached is not known. It is by far the likelier case, for the call follows the
+        turn's start within milliseconds; so usage is counted.
+        """
+        call = count_call(
+            ModelCall(turn.model, outcome=INTERRUPTED.code), flushed.content, given.messages, self._counter
+        )
+        meta = {"model": turn.model, "status": TurnStatus.INTERRUPTED.value, "partial": True}
+        meta["tokenizer"] = call.tokenizer
+        if call.approximate:
+            meta["approximate"] = True
+        row = TurnEnding(
+            status=TurnStatus.INTERRUPTED,
+            usage=call.usage,
+            error_code=INTERRUPTED.code,
+            error_message=INTERRUPTED.message,
+            error_retryable=INTERRUPTED.retryable,
+            lengths=flushed.lengths,
+        )
+        return FinalTurn(flushed.content, row, [call], call.usage.completion_tokens, meta)

@@ -1,0 +1,296 @@
+"""Runs this process's turns, each in a task that the application owns and waits for, from its start to its ending."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.application.turns.ending import (
+    INTERNAL,
+    INTERRUPTED,
+    FinalTurn,
+    Outcome,
+    ending_from,
+    ending_of,
+    record_calls,
+    sum_usage,
+)
+from app.application.turns.running import RunningTurn
+from app.application.turns.settlement import NotOursError, settle
+from app.core import metrics
+from app.core.errors import ModelError
+from app.domain.conversation import Usage
+from app.domain.guarding import GuardPolicy
+from app.domain.langgraph.context import TurnContext
+from app.domain.langgraph.graph import TurnGraph
+from app.domain.model_client import ModelClient, ModelRequest
+from app.domain.turn_log import Failed
+from app.infrastructure.llm.tokens import TokenCounter
+from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
+from app.infrastructure.repositories.turn_repository import CallRecord, TurnEnding, TurnRepository
+
+log = structlog.get_logger()
+
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+_LAST_SETTLE_S = 10.0
+_OTHERS_SETTLE_POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model that turns are run on, and what goes with it."""
+
+    client: ModelClient
+    counter: TokenCounter
+    max_output_tokens: int
+    history_tokens: int
+
+
+class TurnRunner:
+    """The turns that run in this process.
+
+    Args:
+        graph: the compiled graph.
+        model: what answers.
+        guard: decides about each message.
+        state: the live-turn store, where running turns are found.
+        held: callbacks are held, because no receiver is set.
+        on_settled: called after each commit that may have recorded callbacks.
+    """
+
+    def __init__(
+        self,
+        graph: TurnGraph,
+        model: Model,
+        guard: GuardPolicy,
+        state: StateRepository,
+        *,
+        held: bool,
+        on_settled: Callable[[], None],
+    ) -> None:
+        self._graph = graph
+        self.model = model
+        self._guard = guard
+        self._state = state
+        self._held = held
+        self._on_settled = on_settled
+        self._turns: dict[TurnKey, RunningTurn] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._suspects: set[int] = set()
+        self.draining = False
+
+    def start(self, turn: RunningTurn) -> None:
+        """Run a turn whose start is committed."""
+        self._turns[turn.ref.key] = turn
+        metrics.TURNS_RUNNING.set(len(self._turns))
+        task = asyncio.create_task(self._run(turn), name=f"turn {turn.ref.pk}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def get(self, key: TurnKey) -> RunningTurn | None:
+        """A turn that runs here."""
+        return self._turns.get(key)
+
+    def cancel_by_pk(self, turn_pks: set[int]) -> None:
+        """Cancel those of these turns that run here."""
+        for turn in list(self._turns.values()):
+            if turn.ref.pk in turn_pks:
+                turn.cancel()
+
+    def disown(self, owner: int) -> None:
+        """This process has lost a lease: others settle the turns it owned under it."""
+        for turn in list(self._turns.values()):
+            if turn.ref.owner == owner:
+                turn.disown()
+
+    async def drain(self, grace_s: float) -> None:
+        """Let running turns end; interrupt those that have not after ``grace_s``, and wait until all are settled.
+
+        Where the database is away even then, the turns are given up: another process finds them by their lease.
+        """
+        self.draining = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        self.interrupt_all()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LAST_SETTLE_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def interrupt_all(self) -> None:
+        """End all running turns now, as ``interrupted``."""
+        for turn in list(self._turns.values()):
+            turn.interrupt()
+
+    async def flush_forever(self, interval_s: float, owner: Callable[[], int]) -> None:
+        """Make new text safe every ``interval_s``, until cancelled."""
+        while True:
+            await asyncio.sleep(interval_s)
+            if not self._turns:
+                continue
+            try:
+                await self.flush(owner())
+            except DATABASE_DOWN as error:
+                # The text is still here, and the next flush takes all of it.
+                log.warning("flush_waits_for_database", error=fault(error))
+
+    async def flush(self, owner: int) -> None:
+        """Write the new text of all running turns in one statement, and see which of them somebody wants stopped."""
+        begun = time.monotonic()
+        turns = [turn for turn in self._turns.values() if turn.ref.owner == owner]
+        chunks = [chunk for turn in turns if (chunk := turn.unflushed()) is not None]
+        reached = {turn.ref.pk: turn.log.last_seq for turn in turns}
+        async with get_db_context() as db:
+            repository = TurnRepository(db)
+            cancels = await repository.cancels_requested(owner)
+            flushed = await repository.flush(owner, chunks) if chunks else False
+        if flushed:
+            metrics.FLUSH.observe(time.monotonic() - begun)
+            for turn in turns:
+                turn.flushed_seq = max(turn.flushed_seq, reached[turn.ref.pk])
+        if cancels:
+            self.cancel_by_pk(set(cancels))
+
+    async def find_lost(self, owner: int) -> set[int]:
+        """Turns that the database says we run and that we do not, seen so twice in a row.
+
+        A start whose commit was answered by a broken connection leaves one. Call it now and then.
+        """
+        async with get_db_context() as db:
+            stored = set(await TurnRepository(db).running_of(owner))
+        unknown = stored - {turn.ref.pk for turn in self._turns.values()}
+        lost, self._suspects = unknown & self._suspects, unknown
+        return lost
+
+    async def _run(self, turn: RunningTurn) -> None:
+        context = TurnContext(
+            self.model.client,
+            ModelRequest(turn.given.messages, self.model.max_output_tokens),
+            turn.emit,
+            self._guard,
+        )
+        try:
+            outcome = await self._generate(turn, context)
+            if turn.disowned or not await self._settle(turn, self._final(turn, context, outcome)):
+                await self._end_as_stored(turn)
+        finally:
+            self._forget(turn)
+            if turn.log.ending is None:
+                # Only a process that is being torn down gets here; what is flushed is what others will find.
+                turn.log.end(Failed(INTERNAL.code, INTERNAL.message, INTERNAL.retryable, Usage(), turn.flushed_seq))
+
+    def _forget(self, turn: RunningTurn) -> None:
+        if self._turns.pop(turn.ref.key, None) is not None:
+            self._state.close(turn.ref.key)
+            metrics.TURNS_RUNNING.set(len(self._turns))
+
+    async def _generate(self, turn: RunningTurn, context: TurnContext) -> Outcome:
+        run = asyncio.ensure_future(self._graph.ainvoke({"message": turn.given.message}, context=context))
+        try:
+            state = await turn.generate(run)
+        except asyncio.CancelledError:
+            if not turn.stopped:
+                raise  # not the turn but the process is being torn down
+            return Outcome() if turn.cancel_requested else Outcome(error=INTERRUPTED)
+        except ModelError as error:
+            log.warning("model_failed", turn_pk=turn.ref.pk, code=error.code, detail=error.detail)
+            return Outcome(error=error)
+        except Exception as error:  # noqa: BLE001  # the boundary: whatever went wrong, the turn has to end
+            log.error("turn_failed", turn_pk=turn.ref.pk, error=type(error).__name__, at=_where(error))
+            return Outcome(error=INTERNAL)
+        return Outcome(finish_reason=state["finish_reason"])
+
+    def _final(self, turn: RunningTurn, context: TurnContext, outcome: Outcome) -> FinalTurn:
+        text = turn.log.text
+        calls = record_calls(context.calls, text, turn.given.messages, self.model.counter)
+        usage = sum_usage(calls)
+        meta: dict[str, object] = {"model": self.model.client.model, "status": outcome.status.value}
+        if outcome.status is not outcome.status.COMPLETED:
+            meta["partial"] = True
+        if context.labels:
+            meta["labels"] = sorted(context.labels)
+        row = TurnEnding(
+            status=outcome.status,
+            usage=usage,
+            finish_reason=outcome.finish_reason,
+            error_code=outcome.error.code if outcome.error else None,
+            error_message=outcome.error.message if outcome.error else None,
+            error_retryable=outcome.error.retryable if outcome.error else None,
+            lengths=turn.log.lengths,
+            first_token_ms=turn.first_token_ms,
+            duration_ms=turn.duration_ms,
+        )
+        token_count = self._count_answer(text, calls, meta)
+        return FinalTurn(text, row, calls, token_count, meta)
+
+    def _count_answer(self, text: str, calls: list[CallRecord], meta: dict[str, object]) -> int:
+        """Tokens of the answer's text alone; says in ``meta`` who counted, where it was not the provider."""
+        if calls and calls[-1].usage.source == "provider":
+            return max(calls[-1].usage.completion_tokens - calls[-1].usage.reasoning_tokens, 0)
+        counted = self.model.counter.count(text)
+        meta["tokenizer"] = counted.tokenizer
+        if counted.approximate:
+            meta["approximate"] = True
+        return counted.tokens
+
+    async def _settle(self, turn: RunningTurn, final: FinalTurn) -> bool:
+        """Store the ending, for as long as it takes; ``False`` when the turn is not ours any more."""
+        pause = _FIRST_RETRY_S
+        while True:
+            try:
+                await settle(turn.ref, final, held=self._held)
+            except NotOursError:
+                return False
+            except DATABASE_DOWN as error:
+                log.warning("turn_waits_for_database", turn_pk=turn.ref.pk, error=fault(error), pause_s=pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_RETRY_S)
+            except SQLAlchemyError as error:
+                # A bug. The turn looks abandoned from now on, and is settled with what was flushed (`find_lost`).
+                log.error("turn_cannot_be_stored", turn_pk=turn.ref.pk, error=fault(error))
+                self._forget(turn)
+                return False
+            else:
+                break
+        self._on_settled()
+        turn.log.end(ending_from(final.row))
+        _count(final)
+        return True
+
+    async def _end_as_stored(self, turn: RunningTurn) -> None:
+        """Tell the readers how the turn was ended by whoever did (us, in a commit we did not hear of; or another)."""
+        while turn.log.ending is None:
+            try:
+                async with get_db_context() as db:
+                    stored = await TurnRepository(db).get(turn.ref.pk)
+                ending = ending_of(stored) if stored is not None else None
+            except DATABASE_DOWN:
+                ending = None
+            if ending is not None:
+                self._on_settled()
+                turn.log.end(ending)
+            else:
+                await asyncio.sleep(_OTHERS_SETTLE_POLL_S)
+
+
+def _count(final: FinalTurn) -> None:
+    metrics.TURNS.labels(final.row.status.value).inc()
+    usage = final.row.usage
+    metrics.TOKENS.labels("prompt", usage.source).inc(usage.prompt_tokens)
+    metrics.TOKENS.labels("completion", usage.source).inc(usage.completion_tokens)
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the innermost frame: enough to find a bug, and nothing of what was being worked on."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else "?"

@@ -1,0 +1,72 @@
+"""The one transaction that ends a turn: answer, usage, session total, callbacks and their lane, all or nothing."""
+
+from __future__ import annotations
+
+from app.application.services.callback_service import CallbackService
+from app.application.turns.ending import FinalTurn, sum_usage
+from app.application.turns.running import TurnRef
+from app.domain.conversation import TurnStatus
+from app.infrastructure.persistence.models import PromptRoleEnum
+from app.infrastructure.persistence.session import get_db_context
+from app.infrastructure.repositories.session_repository import NewMessage, SessionRepository
+from app.infrastructure.repositories.turn_repository import TurnRepository
+
+
+class NotOursError(Exception):
+    """The turn has ended already, or belongs to somebody else by now. Nothing was written."""
+
+
+async def settle(ref: TurnRef, final: FinalTurn, *, held: bool, after_fencing: bool = False) -> None:
+    """Store a turn's ending and what follows from it.
+
+    Args:
+        ref: the turn.
+        final: its ending.
+        held: callbacks wait, because no receiver is set.
+        after_fencing: the turn's owner is fenced and somebody else ends it.
+
+    Raises:
+        NotOursError: see there.
+    """
+    usage = final.row.usage
+    async with get_db_context() as db:
+        sessions, turns = SessionRepository(db), TurnRepository(db)
+        await sessions.add_tokens(ref.session_id, usage.total_tokens)
+        if not await turns.settle(ref.pk, ref.owner, final.row, after_fencing=after_fencing):
+            raise NotOursError
+        if final.text:
+            answer = NewMessage(ref.turn, PromptRoleEnum.ASSISTANT, final.text, final.token_count, final.meta)
+            await sessions.save_messages_batch(ref.session_id, [answer])
+        await turns.add_calls(ref.session_id, ref.turn, final.calls)
+        await _record_callbacks(CallbackService(db, held=held), ref, final)
+
+
+async def _record_callbacks(callbacks: CallbackService, ref: TurnRef, final: FinalTurn) -> None:
+    if final.reached_provider:
+        usage = sum_usage(final.calls)
+        await callbacks.send_usage(
+            ref.session_id,
+            ref.turn,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.total_tokens,
+            turn_id=ref.turn_id,
+            cached_tokens=usage.cached_tokens,
+            model=final.calls[-1].model,
+            source=usage.source,
+        )
+    metadata = {"status": _status_for_core(final.row.status), "finish_reason": final.row.finish_reason}
+    if final.row.error_code is not None:
+        metadata["error_type"] = final.row.error_code
+    await callbacks.send_message_response(ref.session_id, ref.turn, final.text, metadata, turn_id=ref.turn_id)
+    if final.row.error_code is not None:
+        await callbacks.send_error(
+            ref.session_id,
+            final.row.error_code,
+            final.row.error_message or "",
+            {"turn": ref.turn, "turn_id": ref.turn_id, "retryable": final.row.error_retryable},
+        )
+
+
+def _status_for_core(status: TurnStatus) -> str:
+    return "failed" if status is TurnStatus.INTERRUPTED else status.value

@@ -1,0 +1,91 @@
+"""Following a turn that runs in another process, or in one that has just died."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from app.application.turns.ending import ending_of
+from app.application.turns.running import TurnRef
+from app.domain.turn_log import TurnLog
+from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.repositories.state_repository import StateRepository
+from app.infrastructure.repositories.turn_repository import StoredText, TurnRepository
+
+log = structlog.get_logger()
+
+_INTERVAL_S = 0.25
+
+
+class TailedLog(TurnLog):
+    """A copy of a log that is written elsewhere; kept up to date while somebody reads it."""
+
+    __slots__ = ()
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether anybody reads."""
+        return bool(self._readers)
+
+    def take(self, stored: StoredText) -> None:
+        """Append what is new in ``stored``, which holds the whole text so far."""
+        position = sum(stored.lengths[: self.last_seq])
+        for length in stored.lengths[self.last_seq :]:
+            self.append(stored.content[position : position + length])
+            position += length
+
+
+class Tails:
+    """Follows turns of other processes, one poller per turn however many read it."""
+
+    def __init__(self, state: StateRepository) -> None:
+        self._state = state
+        self._tails: dict[int, tuple[TailedLog, asyncio.Task[None]]] = {}
+
+    def follow(self, ref: TurnRef) -> TurnLog:
+        """A log that grows as the turn does. Attach a reader at once: a tail without any stops."""
+        if ref.pk in self._tails:
+            return self._tails[ref.pk][0]
+        tail = TailedLog()
+        task = asyncio.create_task(self._poll(ref, tail), name=f"tail of {ref.pk}")
+        self._tails[ref.pk] = (tail, task)
+        return tail
+
+    async def close(self) -> None:
+        """Stop following."""
+        tasks = [task for _, task in self._tails.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _poll(self, ref: TurnRef, tail: TailedLog) -> None:
+        try:
+            await asyncio.sleep(0)  # whoever asked attaches first
+            while tail.has_readers and tail.ending is None:
+                try:
+                    await self._look(ref, tail)
+                except DATABASE_DOWN as error:
+                    log.warning("tail_waits_for_database", error=fault(error))
+                if tail.ending is None:
+                    await asyncio.sleep(_INTERVAL_S)
+        finally:
+            del self._tails[ref.pk]
+
+    async def _look(self, ref: TurnRef, tail: TailedLog) -> None:
+        mirrored = await self._state.read(ref.key)
+        async with get_db_context() as db:
+            turns = TurnRepository(db)
+            turn = await turns.get(ref.pk)
+            assert turn is not None, "turns are never deleted while they run"
+            ending = ending_of(turn)
+            if ending is not None:
+                stored = await turns.stored_text(turn)
+            elif mirrored is not None:
+                stored = mirrored
+            else:
+                stored = await turns.flushed_text(ref.pk)
+        if len(stored.lengths) > tail.last_seq:
+            tail.take(stored)
+        if ending is not None:
+            tail.end(ending)

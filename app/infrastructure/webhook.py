@@ -1,0 +1,94 @@
+"""One try of one callback: sign, POST, and say what became of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
+
+from app.core.errors import StartupError
+from app.core.http import parse_retry_after
+from app.core.settings import CallbackSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Core answered 2xx."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Core answered something else. ``retry_after_s`` is set where it said when to come again."""
+
+    status: int
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No answer: no connection, or none in time. ``reason`` is the kind of the fault."""
+
+    reason: str
+
+
+class WebhookSender:
+    """POSTs events to Core over kept-alive connections.
+
+    Raises:
+        StartupError: the signing secret is not one.
+    """
+
+    def __init__(self, settings: CallbackSettings) -> None:
+        assert settings.url is not None, "there is somebody to tell"
+        self._url = settings.url
+        self._headers = {"content-type": "application/json", "user-agent": "turnstone"}
+        if settings.api_key is not None:
+            self._headers["x-api-key"] = settings.api_key.get_secret_value()
+        self._signer = _signer(settings)
+        self._timeout = aiohttp.ClientTimeout(total=settings.timeout_s)
+        self._client = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=settings.concurrency), cookie_jar=aiohttp.DummyCookieJar()
+        )
+
+    async def send(self, event_id: str, body: dict[str, Any]) -> Delivered | Refused | Unreachable:
+        """Make one try; every failure is a value."""
+        data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        now = datetime.now(UTC)
+        headers = {
+            **self._headers,
+            "webhook-id": event_id,
+            "webhook-timestamp": str(int(now.timestamp())),
+        }
+        if self._signer is not None:
+            headers["webhook-signature"] = self._signer.sign(event_id, now, data)
+        try:
+            async with self._client.post(
+                self._url, data=data.encode(), headers=headers, timeout=self._timeout, allow_redirects=False
+            ) as response:
+                if 200 <= response.status < 300:
+                    return Delivered()
+                return Refused(response.status, parse_retry_after(response.headers.get("retry-after")))
+        except TimeoutError:
+            return Unreachable("timeout")
+        except (aiohttp.ClientError, OSError) as error:
+            return Unreachable(type(error).__name__)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def _signer(settings: CallbackSettings) -> Webhook | None:
+    if settings.signing_secret is None:
+        return None
+    try:
+        return Webhook(settings.signing_secret.get_secret_value())
+    except (ValueError, EmptyWebhookSecretError):
+        raise StartupError(
+            "TURNSTONE_CALLBACKS__SIGNING_SECRET is not a Standard Webhooks secret.",
+            "It is whsec_ followed by 24 to 64 random bytes in base64.",
+        ) from None
