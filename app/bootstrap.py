@@ -1,0 +1,196 @@
+"""Everything a process opens, in one place and in the order in which it depends on each other."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+
+from app.application.resources import Resources
+from app.application.services.callback_relay import CallbackRelay
+from app.application.services.eval_service import EvalService
+from app.application.turns.lease import Lease
+from app.application.turns.recovery import Recovery
+from app.application.turns.runner import Model, TurnRunner
+from app.application.turns.tail import Tails
+from app.core.settings import Settings
+from app.domain.guarding import GuardLabel, policy_refusing
+from app.domain.langgraph.graph import build_graph
+from app.infrastructure.cache.redis_client import RedisClient
+from app.infrastructure.llm.models import OpenedModel, check_remote, history_budget, open_model
+from app.infrastructure.llm.tokens import TokenCounter
+from app.infrastructure.persistence.bell import Bell
+from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.migrate import migrate
+from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, fault
+from app.infrastructure.repositories.state_repository import StateRepository
+
+log = structlog.get_logger()
+
+Say = Callable[[str], None]
+"""Takes one line of progress for whoever started the process by hand."""
+
+_SWEEP_INTERVAL_S = 10.0
+
+
+def silent(_line: str) -> None:
+    """Progress that nobody reads."""
+
+
+@asynccontextmanager
+async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterator[Database]:
+    """The database of the settings, bound for `get_db_context`; an embedded one is started, or shared if it runs.
+
+    Raises:
+        StartupError: it cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        url = settings.database.url
+        if url is None:
+            say("starting the embedded PostgreSQL")
+            embedded = await asyncio.to_thread(EmbeddedPostgres.open, settings.data_dir)
+            stack.push_async_callback(asyncio.to_thread, embedded.close)
+            url = embedded.url
+        database = Database(url, pool_size=settings.database.pool_size, timeout_s=settings.database.timeout_s)
+        stack.push_async_callback(database.close)
+        if settings.database.migrate:
+            found = await asyncio.to_thread(migrate, database.url, timeout_s=settings.database.timeout_s)
+            if not found.up_to_date:
+                say("the database's tables are made")
+                log.info("database_migrated", found=found.current, now=found.wanted)
+        bind(database)
+        yield database
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncIterator[Resources]:
+    """Open everything the service needs; at the end let running turns finish, then close in reverse.
+
+    Raises:
+        StartupError: something cannot be used, and what to do about it.
+    """
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings, say=say))
+        redis = None
+        if settings.redis.url is not None:
+            redis = RedisClient(settings.redis.url, timeout_s=settings.redis.timeout_s)
+            stack.push_async_callback(redis.close)
+            if not await redis.ping():
+                log.warning("redis_unavailable")
+        if settings.llm.model != "local" and (warning := await check_remote(settings.llm)) is not None:
+            log.warning("model_unreachable", reason=warning)
+        say("starting the local model" if settings.llm.model == "local" else f"the model is {settings.llm.model}")
+        model = await open_model(settings, stack)
+        await asyncio.to_thread(model.counter.load)
+        yield await _start_service(stack, settings, database, StateRepository(redis), model)
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator[None]:
+    """Open what background jobs need, and run them: callbacks are delivered, and turns of dead processes settled.
+
+    Raises:
+        StartupError: something cannot be used, and what to do about it.
+    """
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings, say=say))
+        counter = TokenCounter(settings.llm.model)
+        await asyncio.to_thread(counter.load)
+        bell = Bell(database.dsn)
+        relay = CallbackRelay(settings.callbacks, lambda: lease.token)
+        recovery = Recovery(
+            counter, history_budget(settings.llm), held=settings.callbacks.url is None, on_settled=relay.wake
+        )
+        lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=lambda _: None)
+        await _take_lease(stack, lease, recovery)
+        _run(stack, lease.run(), _sweep_forever(recovery), relay.run(), bell.listen_forever(relay.wake))
+        yield
+
+
+async def _start_service(
+    stack: AsyncExitStack, settings: Settings, database: Database, state: StateRepository, opened: OpenedModel
+) -> Resources:
+    held = settings.callbacks.url is None
+    relay = CallbackRelay(settings.callbacks, lambda: lease.token)
+    bell = Bell(database.dsn)
+    on_settled = relay.wake if settings.worker.embedded else bell.ring
+    model = Model(opened.client, opened.counter, opened.max_output_tokens, opened.history_tokens)
+    guard = policy_refusing(frozenset(map(GuardLabel, settings.guard.refuse)))
+    runner = TurnRunner(build_graph(), model, guard, state, held=held, on_settled=on_settled)
+    recovery = Recovery(model.counter, model.history_tokens, held=held, on_settled=on_settled)
+    lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=runner.disown)
+    tails = Tails(state)
+
+    await _take_lease(stack, lease, recovery)
+    _run(
+        stack,
+        lease.run(),
+        _sweep_forever(recovery, lambda: runner.find_lost(lease.token)),
+        runner.flush_forever(settings.flush_interval_s, lambda: lease.token),
+        state.run(),
+        relay.run() if settings.worker.embedded else bell.send_forever(),
+    )
+    stack.push_async_callback(tails.close)
+    stack.push_async_callback(runner.drain, settings.shutdown_grace_s)
+    _tune_garbage_collector()
+    service = EvalService(runner, state, tails, lambda: lease.token)
+    return Resources(settings, database, opened, runner, relay, service)
+
+
+async def _take_lease(stack: AsyncExitStack, lease: Lease, recovery: Recovery) -> None:
+    await lease.take()
+    stack.push_async_callback(_give_back, lease)
+    await recovery.settle_orphans()
+
+
+async def _give_back(lease: Lease) -> None:
+    try:
+        await lease.give_back()
+    except DATABASE_DOWN:
+        log.warning("lease_not_given_back")  # it runs out by itself
+
+
+def _run(stack: AsyncExitStack, *jobs: Coroutine[Any, Any, None]) -> None:
+    """Run background jobs until ``stack`` closes."""
+    tasks = [asyncio.create_task(_guarded(job)) for job in jobs]
+
+    async def stop() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+
+
+async def _guarded(job: Coroutine[Any, Any, None]) -> None:
+    """A background job that ends by an error nobody foresaw must not end unheard."""
+    try:
+        await job
+    except Exception as error:
+        log.critical("background_job_died", job=str(job), error=type(error).__name__)
+        raise
+
+
+async def _sweep_forever(
+    recovery: Recovery, find_lost: Callable[[], Coroutine[Any, Any, set[int]]] | None = None
+) -> None:
+    """Now and then, look for turns that everybody has lost sight of."""
+    while True:
+        await asyncio.sleep(_SWEEP_INTERVAL_S)
+        try:
+            await recovery.settle_orphans()
+            if find_lost is not None:
+                await recovery.settle_lost(await find_lost())
+        except DATABASE_DOWN as error:
+            log.warning("sweep_waits_for_database", error=fault(error))
+
+
+def _tune_garbage_collector() -> None:
+    """What is loaded now stays; collecting less often keeps pauses out of the streams."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

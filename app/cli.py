@@ -1,0 +1,307 @@
+"""The command ``turnstone``. Exit codes: 0 done, 1 failed, 2 used wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from app import __version__
+from app.bootstrap import open_database
+from app.core.errors import StartupError
+from app.core.logging import configure_logging
+from app.core.settings import Settings, load_settings
+from app.doctor import examine
+from app.infrastructure.persistence.models import CallbackStatusEnum
+from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
+from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
+from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.turn_repository import TurnRepository
+from app.presentation.schemas.bodies import CallbackBody, MessageBody, SessionBody
+from app.server import Stopping, listen, run, serve
+
+cli = typer.Typer(
+    name="turnstone",
+    help="The AI worker of AI-assisted coding exams. Settings are environment variables, see docs/operations.md.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+callbacks_cli = typer.Typer(help="What Core was told, and what it still has to be told.", no_args_is_help=True)
+sessions_cli = typer.Typer(help="Sessions and their conversations.", no_args_is_help=True)
+cli.add_typer(callbacks_cli, name="callbacks")
+cli.add_typer(sessions_cli, name="sessions")
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for other programs.")]
+Limit = Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")]
+
+
+def main() -> None:
+    """Entry point: expected failures become one clear line and exit code 1."""
+    try:
+        cli()
+    except StartupError as error:
+        _fail(error)
+    except DATABASE_DOWN:
+        _fail(StartupError("The database does not answer.", "Try `turnstone doctor`."))
+
+
+@cli.command("serve")
+def serve_command(
+    host: Annotated[str | None, typer.Option(help="Where to listen [TURNSTONE_HOST].")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0: any [TURNSTONE_PORT].")] = None,
+) -> None:
+    """Run the service: REST, WebSocket and, unless TURNSTONE_WORKER__EMBEDDED=false, the background jobs."""
+    settings = _settings(host=host, port=port)
+
+    async def main(stopping: Stopping) -> None:
+        from app.main import create_app
+
+        listener = listen(settings.host, settings.port)
+        app = create_app(settings, say=_say)
+        async with app.router.lifespan_context(app):
+            _say(f"listening on http://{settings.host}:{listener.getsockname()[1]}/ ; Ctrl-C ends it")
+            await serve(app, settings, listener, stopping)
+
+    run(main)
+
+
+@cli.command("worker")
+def worker_command() -> None:
+    """Run the background jobs alone: callbacks are delivered, and turns of dead processes settled."""
+    settings = _settings()
+
+    async def main(stopping: Stopping) -> None:
+        from app.worker import work
+
+        await work(settings, stopping, say=_say)
+
+    run(main)
+
+
+@cli.command("demo")
+def demo_command(
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0: any [TURNSTONE_PORT].")] = None,
+) -> None:
+    """Try it out: the service, a small receiver that plays Core, and the chat page. Needs nothing else."""
+    settings = _settings(port=port, quiet=True)
+
+    async def main(stopping: Stopping) -> None:
+        from app.demo import demo
+
+        await demo(settings, stopping, say=_say)
+
+    run(main)
+
+
+@cli.command("migrate")
+def migrate_command() -> None:
+    """Bring the database's tables to this version. Safe to run at any time and from several places at once."""
+    settings = _settings()
+
+    async def main() -> None:
+        async with open_database(settings.model_copy(update={"database": _migrating(settings)})):
+            typer.echo("The database is up to date.")
+
+    asyncio.run(main())
+
+
+@cli.command("doctor")
+def doctor_command() -> None:
+    """Check everything the service needs, and say what to do about what is missing."""
+    settings = _settings(quiet=True)
+    failed = 0
+    for finding in asyncio.run(examine(settings)):
+        failed += not finding.ok
+        typer.secho(
+            f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}", fg=None if finding.ok else "red"
+        )
+        if finding.remedy:
+            typer.echo(f"      {finding.remedy}")
+    raise typer.Exit(1 if failed else 0)
+
+
+@cli.command("version")
+def version_command() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@callbacks_cli.command("list")
+def list_callbacks(
+    status: Annotated[CallbackStatusEnum | None, typer.Option(help="Only these.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="Only this type, such as usage.")] = None,
+    session: Annotated[int | None, typer.Option(help="Only this session's.")] = None,
+    limit: Limit = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List callbacks, oldest first."""
+
+    async def show() -> None:
+        async with get_db_context() as db:
+            found = await CallbackRepository(db).list_callbacks(
+                status=status, kind=kind, session_id=session, limit=limit
+            )
+        for callback, prompt_session in found:
+            if as_json:
+                typer.echo(CallbackBody.of(callback, prompt_session).model_dump_json())
+            else:
+                state = f"{callback.status.value:<9} {callback.attempts:>3} tries"
+                place = f"session {callback.session_id} #{callback.callback_seq}"
+                typer.echo(f"{callback.event_id}  {state}  {place:<20}  {callback.type}  {callback.last_error or ''}")
+
+    _with_database(show)
+
+
+@callbacks_cli.command("show")
+def show_callback(event_id: Annotated[str, typer.Argument(help="Its webhook-id.")]) -> None:
+    """Show one callback with the body that Core receives."""
+
+    async def show() -> None:
+        async with get_db_context() as db:
+            found = await CallbackRepository(db).get(event_id)
+        if found is None:
+            raise _no_such("callback", event_id)
+        _print_json(CallbackBody.of(*found).model_dump(mode="json"))
+
+    _with_database(show)
+
+
+@callbacks_cli.command("replay")
+def replay_callback(event_ids: Annotated[list[str], typer.Argument(help="Their webhook-ids.")]) -> None:
+    """Send callbacks once more, with all their tries; their ids stay the same. A running service delivers them."""
+
+    async def replay() -> None:
+        for event_id in event_ids:
+            async with get_db_context() as db:
+                if await CallbackRepository(db).replay(event_id) is None:
+                    raise _no_such("callback", event_id)
+            typer.echo(f"{event_id}  pending")
+
+    _with_database(replay)
+
+
+@sessions_cli.command("list")
+def list_sessions(
+    exam: Annotated[int | None, typer.Option(help="Only this exam's.")] = None,
+    participant: Annotated[int | None, typer.Option(help="Only this participant's.")] = None,
+    limit: Limit = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List sessions, oldest first."""
+
+    async def show() -> None:
+        async with get_db_context() as db:
+            found = await SessionRepository(db).list_sessions(exam, participant, limit=limit)
+        for session in found:
+            if as_json:
+                typer.echo(SessionBody.of(session).model_dump_json())
+            else:
+                who = f"exam {session.exam_id} participant {session.participant_id}"
+                ended = f"ended {_when(session.ended_at)}" if session.ended_at else "active"
+                turns = f"{session.last_turn} turns, {session.total_tokens} tokens"
+                typer.echo(f"{session.id}  {who}  {turns}  started {_when(session.started_at)}  {ended}")
+
+    _with_database(show)
+
+
+@sessions_cli.command("show")
+def show_session(session_id: Annotated[int, typer.Argument(help="The session's id.")]) -> None:
+    """Show a session's conversation."""
+
+    async def show() -> None:
+        exported = await _export(session_id)
+        typer.secho(f"session {session_id}, exam {exported['session']['exam_id']}", bold=True)
+        for message in exported["messages"]:
+            typer.secho(f"\n[{message['turn']}] {message['role'].lower()}", bold=True)
+            typer.echo(message["content"])
+
+    _with_database(show)
+
+
+@sessions_cli.command("export")
+def export_session(
+    session_id: Annotated[int, typer.Argument(help="The session's id.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output without it.")] = None,
+) -> None:
+    """Write a session with all its messages and callbacks as one JSON document."""
+
+    async def export() -> None:
+        document = json.dumps(await _export(session_id), ensure_ascii=False, indent=2)
+        if output is None:
+            typer.echo(document)
+            return
+        try:
+            output.write_text(f"{document}\n", encoding="utf-8")
+        except OSError as error:
+            raise StartupError(f"{output} cannot be written: {error.strerror}.", "Choose another file.") from None
+
+    _with_database(export)
+
+
+async def _export(session_id: int) -> dict[str, Any]:
+    async with get_db_context() as db:
+        sessions = SessionRepository(db)
+        session = await sessions.get_session(session_id)
+        if session is None:
+            raise _no_such("session", session_id)
+        messages = await sessions.list_messages(session_id, limit=1_000_000)
+        turn_ids = await TurnRepository(db).client_ids(session_id, {message.turn for message in messages})
+        callbacks = await CallbackRepository(db).list_callbacks(session_id=session_id, limit=1_000_000)
+    return {
+        "session": SessionBody.of(session).model_dump(mode="json"),
+        "messages": [MessageBody.of(m, turn_ids.get(m.turn)).model_dump(mode="json") for m in messages],
+        "callbacks": [CallbackEvent.of(*found).body() for found in callbacks],
+    }
+
+
+def _with_database(action: Callable[[], Awaitable[None]]) -> None:
+    settings = _settings(quiet=True)
+
+    async def main() -> None:
+        async with open_database(settings):
+            await action()
+
+    asyncio.run(main())
+
+
+def _settings(*, quiet: bool = False, **overrides: Any) -> Settings:
+    settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
+    if quiet and settings.log_level == "info":
+        settings = settings.model_copy(update={"log_level": "warning", "log_format": "console"})
+    configure_logging(settings)
+    return settings
+
+
+def _migrating(settings: Settings) -> Any:
+    return settings.database.model_copy(update={"migrate": True})
+
+
+def _no_such(what: str, which: object) -> StartupError:
+    return StartupError(f"There is no {what} {which}.", f"`turnstone {what}s list` shows which there are.")
+
+
+def _when(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _say(line: str) -> None:
+    typer.echo(f"turnstone: {line}", err=True)
+
+
+def _fail(error: StartupError) -> NoReturn:
+    typer.secho(f"turnstone: {error.problem}", fg="red", err=True)
+    typer.echo(f"  {error.remedy}", err=True)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

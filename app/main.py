@@ -1,0 +1,41 @@
+"""The service: REST, WebSocket and, unless they run elsewhere, the background jobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from app import __version__
+from app.bootstrap import Say, open_resources, silent
+from app.core.settings import Settings
+from app.presentation.api import problems
+from app.presentation.api.limits import BodyLimit
+from app.presentation.api.routes import callbacks, chat, health, pages, sessions
+
+
+def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
+    """The application; everything it needs is opened when it starts and closed, turns settled, when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_resources(settings, say=say) as resources:
+            app.state.resources = resources
+            yield
+
+    app = FastAPI(
+        title="Turnstone",
+        version=__version__,
+        summary="The AI worker of AI-assisted coding exams",
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    problems.install(app)
+    app.add_middleware(BodyLimit, limit=settings.limits.frame_bytes)
+    for router in (chat.router, sessions.router, callbacks.router, health.router, pages.router):
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    return app

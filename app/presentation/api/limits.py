@@ -1,0 +1,55 @@
+"""A limit on the size of request bodies, before anything parses them."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.errors import ErrorCode, TurnstoneError
+from app.presentation.api.problems import problem
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to bodies of more than ``limit`` bytes, announced or not."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting its body."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        taken = 0
+        begun = False
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limit:
+                raise _TooLargeError
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        try:
+            await self._app(scope, counted, watched)
+        except _TooLargeError:
+            if not begun:
+                await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = TurnstoneError(ErrorCode.MESSAGE_TOO_LARGE, f"The body is larger than {self._limit} bytes.")
+        await problem(error)(scope, receive, send)

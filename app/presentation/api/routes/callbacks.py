@@ -1,0 +1,71 @@
+"""What Core was told, and the same as a feed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from app.core.errors import ErrorCode, TurnstoneError
+from app.infrastructure.persistence.models import CallbackStatusEnum
+from app.infrastructure.persistence.session import get_db_context
+from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
+from app.presentation.api.auth import authorized
+from app.presentation.api.paging import Cursor, Limit, page
+from app.presentation.api.problems import PROBLEMS
+from app.presentation.schemas.bodies import CallbackBody, FeedItem, Page
+from app.presentation.schemas.frames import session_id_of
+
+FeedCursor = Annotated[str, Query(pattern=r"^[0-9]{1,18}(-[0-9]{1,18})?$", description="the last item's `cursor`")]
+
+router = APIRouter(prefix="/api/callbacks", dependencies=[Depends(authorized)], responses=PROBLEMS, tags=["callbacks"])
+
+
+@router.get("")
+async def list_callbacks(
+    status: CallbackStatusEnum | None = None,
+    kind: Annotated[str | None, Query(alias="type", max_length=32, pattern="^[a-z_]*$")] = None,
+    session_id: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Cursor = 0,
+    limit: Limit = 100,
+) -> Page[CallbackBody]:
+    """Callbacks, oldest first."""
+    session = None if session_id is None else session_id_of(session_id)
+    async with get_db_context() as db:
+        found = await CallbackRepository(db).list_callbacks(
+            status=status, kind=kind, session_id=session, after=cursor, limit=limit + 1
+        )
+    return page(found, limit, lambda row: CallbackBody.of(*row), lambda row: row[0].id)
+
+
+@router.get("/events")
+async def feed(after: FeedCursor = "0-0", limit: Limit = 100) -> Page[FeedItem]:
+    """Every event in order, delivered or not, so that Core can catch up by itself.
+
+    Go on with the last item's ``cursor``, also when ``next`` is null: that only says that there is no more just now.
+    """
+    transaction, _, key = after.partition("-")
+    async with get_db_context() as db:
+        found = await CallbackRepository(db).committed_events(after=(int(transaction), int(key or 0)), limit=limit + 1)
+    items = [
+        FeedItem(
+            cursor=f"{callback.recorded_in}-{callback.id}",
+            id=callback.event_id,
+            payload=CallbackEvent.of(callback, session).body(),
+        )
+        for callback, session in found
+    ]
+    return Page(items=items[:limit], next=items[limit - 1].cursor if len(items) > limit else None)
+
+
+@router.post("/{event_id}/replay", status_code=202)
+async def replay(event_id: Annotated[str, Path(max_length=64)], request: Request) -> CallbackBody:
+    """Send a callback once more, with all its tries, whatever became of it; its id stays the same."""
+    async with get_db_context() as db:
+        callbacks = CallbackRepository(db)
+        if "\x00" in event_id or await callbacks.replay(event_id) is None:
+            raise TurnstoneError(ErrorCode.NOT_FOUND, "There is no such callback.")
+        found = await callbacks.get(event_id)
+    assert found is not None, "it has just been there"
+    request.app.state.resources.relay.wake()
+    return CallbackBody.of(*found)

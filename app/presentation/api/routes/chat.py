@@ -1,0 +1,206 @@
+"""The conversation: ``WS /chat`` and ``POST /api/chat/message``."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from fastapi import APIRouter, Depends, Request, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from app.application.resources import Resources
+from app.application.services.eval_service import AttachedTurn, EvalService
+from app.application.turns.running import TurnId
+from app.core import metrics
+from app.core.errors import ErrorCode, TurnstoneError
+from app.core.settings import Settings
+from app.infrastructure.repositories.state_repository import TurnKey
+from app.presentation.api.auth import SUBPROTOCOL, authorized, check_origin, check_token, token_of
+from app.presentation.api.problems import PROBLEMS
+from app.presentation.api.socket import Outbox, SocketReader
+from app.presentation.schemas.bodies import ChatAnswer, ChatRequest
+from app.presentation.schemas.frames import (
+    PONG,
+    AuthFrame,
+    BadFrameError,
+    CancelFrame,
+    MessageFrame,
+    PingFrame,
+    ResumeFrame,
+    check_turn_id,
+    command_of,
+    error_frame,
+    parse,
+    session_id_of,
+    started_frame,
+)
+
+log = structlog.get_logger()
+router = APIRouter()
+
+_AUTH_WITHIN_S = 5.0
+_UNAUTHENTICATED = 4401
+_FORBIDDEN = 4403
+
+
+@router.post("/api/chat/message", dependencies=[Depends(authorized)], responses=PROBLEMS, tags=["chat"])
+async def post_message(body: ChatRequest, request: Request) -> ChatAnswer:
+    """Answer a message as a whole, by the same rules as over the WebSocket.
+
+    Without a ``turn_id`` every call is a turn of its own.
+    """
+    resources: Resources = request.app.state.resources
+    command = body.command(resources.settings.limits.message_chars)
+    result = await resources.service.process_message(
+        command.message,
+        command.turn_id,
+        session_id=command.session_id,
+        exam_id=command.exam_id,
+        participant_id=command.participant_id,
+        spec_id=command.spec_id,
+    )
+    return ChatAnswer.of(result)
+
+
+@router.websocket("/chat")
+@router.websocket("/api/chat/ws")
+async def chat(websocket: WebSocket) -> None:
+    """Frames in, frames out; see docs/protocol.md."""
+    settings: Settings = websocket.app.state.resources.settings
+    subprotocol = SUBPROTOCOL if SUBPROTOCOL in websocket.scope.get("subprotocols", ()) else None
+    await websocket.accept(subprotocol=subprotocol)
+    try:
+        if await _let_in(websocket, settings):
+            with metrics.SOCKETS.track_inprogress():
+                await Conversation(websocket, websocket.app.state.resources.service, settings).run()
+    except WebSocketDisconnect:
+        return
+
+
+async def _let_in(websocket: WebSocket, settings: Settings) -> bool:
+    """Check who it is; a socket that is refused is closed with a code, so that a browser sees why."""
+    try:
+        if settings.auth.mode == "open":
+            check_origin(websocket)
+        else:
+            check_token(settings, token_of(websocket) or await _token_in_first_frame(websocket))
+    except TurnstoneError as error:
+        code = _FORBIDDEN if error.code is ErrorCode.FORBIDDEN else _UNAUTHENTICATED
+        await websocket.close(code, error.message)
+        return False
+    return True
+
+
+async def _token_in_first_frame(websocket: WebSocket) -> str | None:
+    try:
+        async with asyncio.timeout(_AUTH_WITHIN_S):
+            message = await websocket.receive()
+    except TimeoutError:
+        return None
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005))
+    try:
+        frame = parse(message.get("text"))
+    except BadFrameError:
+        return None
+    return frame.token if isinstance(frame, AuthFrame) else None
+
+
+class Conversation:
+    """One connection: its frames, and the turns it reads."""
+
+    def __init__(self, websocket: WebSocket, service: EvalService, settings: Settings) -> None:
+        self._websocket = websocket
+        self._service = service
+        self._message_limit = settings.limits.message_chars
+        self._outbox = Outbox(websocket.send)
+        self._readers: dict[SocketReader, TurnKey] = {}
+
+    async def run(self) -> None:
+        """Serve the client until it goes. Turns it started go on without it."""
+        try:
+            while not self._outbox.closed:
+                message = await self._websocket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                await self._handle(message.get("text") or message.get("bytes"))
+                await self._outbox.drained()
+        finally:
+            for reader in list(self._readers):
+                reader.stop()
+            await self._outbox.close()
+
+    async def _handle(self, data: str | bytes | None) -> None:
+        turn_id: TurnId | None = None
+        try:
+            frame = parse(data)
+            turn_id = getattr(frame, "turn_id", None)
+            if isinstance(frame, MessageFrame):
+                await self._message(frame)
+            elif isinstance(frame, CancelFrame):
+                await self._cancel(frame)
+            elif isinstance(frame, ResumeFrame):
+                await self._resume(frame)
+            elif isinstance(frame, PingFrame):
+                self._outbox.say(PONG)
+        except BadFrameError as bad:
+            self._outbox.say(error_frame(bad.error, bad.turn_id))
+        except TurnstoneError as error:
+            self._outbox.say(error_frame(error, turn_id))
+        except Exception as error:  # noqa: BLE001  # the boundary: the connection stays usable, and nothing leaks
+            log.error("frame_failed", error=type(error).__name__)
+            self._outbox.say(
+                error_frame(TurnstoneError(ErrorCode.INTERNAL, "Something went wrong on our side; try again."), turn_id)
+            )
+
+    async def _message(self, frame: MessageFrame) -> None:
+        command = command_of(frame, self._message_limit)
+        attached = await self._service.process_message_stream(
+            command.message,
+            command.turn_id,
+            session_id=command.session_id,
+            exam_id=command.exam_id,
+            participant_id=command.participant_id,
+            spec_id=command.spec_id,
+        )
+        self._outbox.say(started_frame(attached.started))
+        self._read(attached)
+
+    async def _resume(self, frame: ResumeFrame) -> None:
+        check_turn_id(frame.turn_id)
+        attached = await self._service.resume(session_id_of(frame.session_id), frame.turn_id)
+        self._read(attached, after_seq=frame.after_seq)
+
+    async def _cancel(self, frame: CancelFrame) -> None:
+        check_turn_id(frame.turn_id)
+        session_id = self._session_of(frame)
+        attached = await self._service.cancel(session_id, frame.turn_id)
+        if _key(attached) not in self._readers.values():
+            self._add(SocketReader.of_ending(attached, self._outbox, on_end=self._ended), attached)
+
+    def _session_of(self, frame: CancelFrame) -> int:
+        if frame.session_id is not None:
+            return session_id_of(frame.session_id)
+        for key in self._readers.values():
+            if key.turn_id == str(frame.turn_id):
+                return key.session_id
+        raise TurnstoneError(ErrorCode.TURN_NOT_FOUND, "This connection knows no such turn; give its session_id.")
+
+    def _read(self, attached: AttachedTurn, *, after_seq: int = 0) -> None:
+        """Show a turn from ``after_seq`` on, in place of an earlier reading of it on this connection."""
+        for reader, key in list(self._readers.items()):
+            if key == _key(attached):
+                reader.stop()
+                del self._readers[reader]
+        self._add(SocketReader(attached, self._outbox, after_seq=after_seq, on_end=self._ended), attached)
+
+    def _add(self, reader: SocketReader, attached: AttachedTurn) -> None:
+        self._readers[reader] = _key(attached)
+        reader.start()
+
+    def _ended(self, reader: SocketReader) -> None:
+        self._readers.pop(reader, None)
+
+
+def _key(attached: AttachedTurn) -> TurnKey:
+    return TurnKey(attached.started.session_id, str(attached.started.turn_id))

@@ -1,0 +1,138 @@
+"""Runs the application under uvicorn, from the first signal to the last settled turn."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+
+from app.core.errors import StartupError
+from app.core.settings import Settings
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port, before anything else is started; 0 takes any that is free.
+
+    Raises:
+        StartupError: the port is taken, or the host is not this machine's.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartupError(
+                f"{host}:{port} is taken by another program.", "End it, or choose another port with TURNSTONE_PORT."
+            ) from None
+        raise StartupError(
+            f"Cannot listen on {host}:{port}: {error.strerror}.", "Mend TURNSTONE_HOST and TURNSTONE_PORT."
+        ) from None
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but: signals come from `run`, and running turns finish before sockets are closed."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self._app = app
+        self._grace_s = settings.shutdown_grace_s
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="websockets-sansio",
+                ws_max_size=settings.limits.frame_bytes,
+                ws_per_message_deflate=False,
+                lifespan="off",  # whoever runs the server opens the application first, and hears its errors
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn would raise them again at the end, in the middle of tidying up."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running turns end while their readers are still connected, then close."""
+        resources = getattr(self._app.state, "resources", None)
+        if resources is not None:
+            draining = asyncio.create_task(resources.runner.drain(self._grace_s))
+            while not draining.done():
+                await asyncio.wait([draining], timeout=0.1)
+                if self.force_exit:
+                    resources.runner.interrupt_all()
+        await super().shutdown(sockets)
+
+
+async def serve(app: FastAPI, settings: Settings, listener: socket.socket, stopping: Stopping) -> None:
+    """Serve until a signal; the application is open by now."""
+    server = Server(app, settings)
+    stopping.call(server)
+    await server.serve(sockets=[listener])
+
+
+class Stopping:
+    """What SIGINT and SIGTERM do: before there is a server they end the start, then they ask the server to stop."""
+
+    def __init__(self) -> None:
+        self._servers: list[uvicorn.Server] = []
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.asked = asyncio.Event()
+
+    def call(self, server: uvicorn.Server) -> None:
+        """From now on, signals go to ``server`` (too)."""
+        self._servers.append(server)
+        self._task = None
+
+    def wait_instead(self) -> None:
+        """From now on, signals only set ``asked``."""
+        self._task = None
+
+    def on_signal(self, number: int, frame: FrameType | None = None) -> None:
+        """Handle one."""
+        self.asked.set()
+        for server in self._servers:
+            server.handle_exit(number, frame)
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+
+def run(main: Callable[[Stopping], Coroutine[Any, Any, None]]) -> None:
+    """Run ``main`` on uvloop; it is told how to be stopped.
+
+    Raises:
+        StartupError: as ``main`` does.
+    """
+
+    async def with_signals() -> None:
+        stopping = Stopping()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopping.on_signal, number)
+        try:
+            await main(stopping)
+        except asyncio.CancelledError:
+            if not stopping.asked.is_set():
+                raise
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(with_signals())

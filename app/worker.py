@@ -1,0 +1,19 @@
+"""The background jobs alone: ``turnstone worker``."""
+
+from __future__ import annotations
+
+from app.bootstrap import Say, open_worker
+from app.core.settings import Settings
+from app.server import Stopping
+
+
+async def work(settings: Settings, stopping: Stopping, *, say: Say) -> None:
+    """Run the background jobs until a signal.
+
+    Raises:
+        StartupError: something cannot be used, and what to do about it.
+    """
+    async with open_worker(settings, say=say):
+        stopping.wait_instead()
+        say("working; Ctrl-C ends it")
+        await stopping.asked.wait()
