@@ -213,7 +213,9 @@ class TurnRunner:
         calls = record_calls(context.calls, text, turn.given.messages, self.model.counter)
         usage = sum_usage(calls)
         meta: dict[str, object] = {"model": self.model.client.model, "status": outcome.status.value}
-        if outcome.status is not outcome.status.COMPLETED:
+        if outcome.finish_reason is not None:
+            meta["finish_reason"] = outcome.finish_reason.value
+        else:
             meta["partial"] = True
         if context.labels:
             meta["labels"] = sorted(context.labels)

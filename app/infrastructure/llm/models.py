@@ -107,8 +107,8 @@ async def check_remote(llm: LlmSettings) -> str | None:
     """Ask an OpenAI-compatible endpoint for its models.
 
     Returns:
-        A warning where the endpoint cannot be reached just now, else ``None``. Endpoints that have no such list are
-        taken as they are.
+        A warning where the endpoint cannot be reached just now or does not list the model, else ``None``. Endpoints
+        that have no such list are taken as they are.
 
     Raises:
         StartupError: what is set can never work: no key, a wrong key, an unknown model, a host name nobody knows.
@@ -137,7 +137,10 @@ async def check_remote(llm: LlmSettings) -> str | None:
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         return f"{base} cannot be reached now ({type(error).__name__}); turns fail with llm_unavailable until it can."
     if known and name not in known:
-        raise StartupError(f"{base} has no model named {name}.", f"It has: {', '.join(sorted(known)[:10])}.")
+        problem = f"{base} has no model named {name} in its list"
+        if llm.base_url is None:
+            raise StartupError(f"{problem}.", "Mend TURNSTONE_LLM__MODEL.")
+        return f"{problem} ({', '.join(sorted(known)[:10])})."  # lists of other endpoints need not be complete
     return None
 
 

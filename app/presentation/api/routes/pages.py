@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse
 
@@ -36,6 +38,12 @@ async def chat_page() -> FileResponse:
 
 
 @router.post("/api/render", dependencies=[Depends(authorized)], tags=["pages"])
-def render(body: MarkdownRequest) -> MarkdownBody:
-    """Markdown as HTML that is safe to show. Not a coroutine, so that long texts are rendered beside the event loop."""
-    return MarkdownBody(html=render_markdown(body.markdown))
+async def render(body: MarkdownRequest) -> MarkdownBody:
+    """Markdown as HTML that is safe to show."""
+    return MarkdownBody(html=await to_thread.run_sync(render_markdown, body.markdown, limiter=_one_at_a_time()))
+
+
+@cache
+def _one_at_a_time() -> CapacityLimiter:
+    """Rendering is work for the processor, of which the streams need the most: one text at a time, beside the loop."""
+    return CapacityLimiter(1)
