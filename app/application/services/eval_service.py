@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.exc import IntegrityError
 
 from app.application.turns.ending import ending_of
 from app.application.turns.input import TurnInput, load_input
@@ -25,6 +25,9 @@ from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
 from app.infrastructure.repositories.turn_repository import NewTurn, TurnRepository
+
+_TRIES_TO_START = 10
+"""What is in a turn's way may be gone when we look for it; then it is tried again, but not for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +171,20 @@ class EvalService:
         """Start the turn, or attach to it where it exists already."""
         arrived_at = time.monotonic()
         async with _database_errors():
-            async with get_db_context() as db:
-                begun = await self._begin(db, command)
-            if isinstance(begun, PromptTurn):
-                return await self._attach_to_stored(begun, command.turn_id)
-        ref, given = begun
+            for _ in range(_TRIES_TO_START):
+                begun = None if self._runner.draining else await self._begin(command)
+                if begun is not None:
+                    return self._run(*begun, arrived_at)
+                existing = await self._explain(command)
+                if existing is not None:
+                    return await self._attach_to_stored(existing, command.turn_id)
+        raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering other messages.")
+
+    def _run(self, ref: TurnRef, given: TurnInput, arrived_at: float) -> AttachedTurn:
         metrics.TURN_START.observe(time.monotonic() - arrived_at)
         log = self._state.open(ref.key)
         self._runner.start(RunningTurn(ref, given, log, arrived_at=arrived_at))
-        return AttachedTurn(Started(ref.session_id, ref.turn, command.turn_id), log, fresh=True)
+        return AttachedTurn(Started(ref.session_id, ref.turn, ref.turn_id), log, fresh=True)
 
     async def resume(self, session_id: int, turn_id: TurnId) -> AttachedTurn:
         """A turn that was started earlier, running or ended.
@@ -207,54 +215,79 @@ class EvalService:
                     await TurnRepository(db).request_cancel(stored.id)
             return await self._attach_to_stored(stored, turn_id)
 
-    async def _begin(self, db: AsyncSession, command: ChatCommand) -> PromptTurn | tuple[TurnRef, TurnInput]:
-        """The first transaction of a turn: its number taken and the message stored, or the turn that is there found."""
-        sessions, turns = SessionRepository(db), TurnRepository(db)
-        session = await self._locked_session(sessions, command)
-        for other in await turns.find_in_the_way(session.id, str(command.turn_id)):
-            if other.client_turn_id == str(command.turn_id):
-                if await turns.user_message(other) != command.message:
-                    raise TurnstoneError(ErrorCode.TURN_ID_CONFLICT, "This turn_id was used with another message.")
-                return other
-            raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering another message.")
-        if session.ended_at is not None:
-            raise TurnstoneError(ErrorCode.SESSION_ENDED, "The session has ended.")
+    async def _begin(self, command: ChatCommand) -> tuple[TurnRef, TurnInput] | None:
+        """The first transaction of a turn: its number taken and the message stored.
+
+        ``None`` when something is in the way, which is rare; nothing is stored then, and `_explain` finds out what.
+        """
+        owner, model = self._owner(), self._runner.model
+        try:
+            async with get_db_context() as db:
+                sessions, turns = SessionRepository(db), TurnRepository(db)
+                session_id = command.session_id or (await self._session_of_pair(sessions, command)).id
+                is_int = isinstance(command.turn_id, int)
+                started = await turns.start(
+                    NewTurn(session_id, str(command.turn_id), is_int, owner, model.client.model)
+                )
+                if started is None:
+                    return None
+                _check_spec(command, started.spec_id)
+                counted = model.counter.count(command.message)
+                meta = {"tokenizer": counted.tokenizer} | ({"approximate": True} if counted.approximate else {})
+                await sessions.add_message(
+                    session_id,
+                    started.turn,
+                    PromptRoleEnum.USER,
+                    command.message,
+                    token_count=counted.tokens,
+                    meta=meta,
+                )
+                given = await load_input(
+                    sessions,
+                    session_id,
+                    started.turn,
+                    command.message,
+                    problem_text=started.problem_text,
+                    history_tokens=model.history_tokens,
+                )
+        except IntegrityError:
+            return None
+        return TurnRef(started.pk, session_id, started.turn, command.turn_id, owner), given
+
+    async def _explain(self, command: ChatCommand) -> PromptTurn | None:
+        """Why a turn cannot be started.
+
+        Returns:
+            The turn itself where it exists already; ``None`` where nothing is in the way any more.
+
+        Raises:
+            TurnstoneError: what is in the way.
+        """
+        async with get_db_context() as db:
+            sessions, turns = SessionRepository(db), TurnRepository(db)
+            session_id = command.session_id or (await self._session_of_pair(sessions, command)).id
+            session = await sessions.lock_session(session_id)
+            if session is None:
+                raise TurnstoneError(ErrorCode.SESSION_NOT_FOUND, "There is no such session.")
+            _check_spec(command, session.spec_id)
+            in_the_way = await turns.find_in_the_way(session.id, str(command.turn_id))
+            for turn in in_the_way:
+                if turn.client_turn_id == str(command.turn_id):
+                    if await turns.user_message(turn) != command.message:
+                        raise TurnstoneError(ErrorCode.TURN_ID_CONFLICT, "This turn_id was used with another message.")
+                    return turn
+            if in_the_way:
+                raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering another message.")
+            if session.ended_at is not None and command.session_id is not None:
+                raise TurnstoneError(ErrorCode.SESSION_ENDED, "The session has ended.")
         if self._runner.draining:
             raise TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
-        given = await load_input(sessions, session, command.message, self._runner.model.history_tokens)
-        number = await sessions.take_turn_number(session.id)
-        owner = self._owner()
-        counter = self._runner.model.counter
-        counted = counter.count(command.message)
-        meta = {"tokenizer": counted.tokenizer} | ({"approximate": True} if counted.approximate else {})
-        await sessions.add_message(
-            session.id, number, PromptRoleEnum.USER, command.message, token_count=counted.tokens, meta=meta
-        )
-        new = NewTurn(
-            session_id=session.id,
-            turn=number,
-            client_turn_id=str(command.turn_id),
-            turn_id_is_int=isinstance(command.turn_id, int),
-            owner=owner,
-            model=self._runner.model.client.model,
-        )
-        return TurnRef(await turns.start(new), session.id, number, command.turn_id, owner), given
+        return None
 
-    async def _locked_session(self, sessions: SessionRepository, command: ChatCommand) -> PromptSession:
-        if command.session_id is not None:
-            session = await sessions.lock_session(command.session_id)
-        else:
-            assert command.exam_id is not None and command.participant_id is not None, "checked where it came in"
-            pair = (command.exam_id, command.participant_id)
-            session = await sessions.get_active_session(*pair) or await sessions.create_session(*pair, command.spec_id)
-            session = await sessions.lock_session(session.id)
-            if session is not None and session.ended_at is not None:  # it ended while we waited for the lock
-                session = await sessions.create_session(*pair, command.spec_id)
-        if session is None:
-            raise TurnstoneError(ErrorCode.SESSION_NOT_FOUND, "There is no such session.")
-        if command.spec_id is not None and command.spec_id != session.spec_id:
-            raise TurnstoneError(ErrorCode.INVALID_FRAME, "The session was started with another spec_id.")
-        return session
+    async def _session_of_pair(self, sessions: SessionRepository, command: ChatCommand) -> PromptSession:
+        assert command.exam_id is not None and command.participant_id is not None, "checked where it came in"
+        pair = (command.exam_id, command.participant_id)
+        return await sessions.get_active_session(*pair) or await sessions.create_session(*pair, command.spec_id)
 
     async def _stored(self, session_id: int, turn_id: TurnId) -> PromptTurn:
         async with get_db_context() as db:
@@ -280,6 +313,11 @@ class EvalService:
                 return AttachedTurn(started, TurnLog.restored(stored.content, stored.lengths, ending), fresh=False)
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
         return AttachedTurn(started, self._tails.follow(ref), fresh=False)
+
+
+def _check_spec(command: ChatCommand, spec_id: int | None) -> None:
+    if command.spec_id is not None and command.spec_id != spec_id:
+        raise TurnstoneError(ErrorCode.INVALID_FRAME, "The session was started with another spec_id.")
 
 
 class _Waiting:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from app.domain.model_client import ChatMessage
 from app.domain.prompting import PastTurn, build_messages, system_prompt
-from app.infrastructure.persistence.models import PromptRoleEnum, PromptSession
+from app.infrastructure.persistence.models import PromptRoleEnum
 from app.infrastructure.repositories.session_repository import HistoryMessage, SessionRepository
 
 
@@ -20,12 +20,18 @@ class TurnInput:
 
 
 async def load_input(
-    sessions: SessionRepository, session: PromptSession, message: str, history_tokens: int, *, turn: int | None = None
+    sessions: SessionRepository,
+    session_id: int,
+    turn: int,
+    message: str,
+    *,
+    problem_text: str | None,
+    history_tokens: int,
 ) -> TurnInput:
-    """The input of a session's next turn, whose message is not stored yet; or of ``turn``, as it was at its start."""
-    history = await sessions.history(session.id, token_budget=history_tokens, before_turn=turn)
-    system = system_prompt(await sessions.problem_text(session.exam_id))
-    return TurnInput(message, build_messages(system, past_turns(history), message, token_budget=history_tokens))
+    """The input of a turn: the exam's problem, the conversation before the turn, and its message."""
+    history = await sessions.history(session_id, before_turn=turn, token_budget=history_tokens)
+    messages = build_messages(system_prompt(problem_text), past_turns(history), message, token_budget=history_tokens)
+    return TurnInput(message, messages)
 
 
 def past_turns(history: list[HistoryMessage]) -> list[PastTurn]:

@@ -68,7 +68,14 @@ class Recovery:
             flushed = await turns.flushed_text(turn.id)
             session, message = await sessions.get_session(turn.session_id), await turns.user_message(turn)
             assert session is not None and message is not None, "a turn has a session and begins with a message"
-            given = await load_input(sessions, session, message, self._history_tokens, turn=turn.turn)
+            given = await load_input(
+                sessions,
+                turn.session_id,
+                turn.turn,
+                message,
+                problem_text=await sessions.problem_text(session.exam_id),
+                history_tokens=self._history_tokens,
+            )
         turn_id = int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -19,7 +20,25 @@ _insert_session = (
     .on_conflict_do_nothing(index_elements=[PromptSession.exam_id, PromptSession.participant_id], index_where=_ACTIVE)
     .returning(PromptSession)
 )
-_insert_message = insert(PromptMessage)
+_insert_message = text(
+    """
+    INSERT INTO prompt_messages (session_id, turn, role, content, token_count, meta)
+    VALUES (:session_id, :turn, :role, :content, :token_count, CAST(:meta AS jsonb))
+    """
+)
+_add_tokens = text("UPDATE prompt_sessions SET total_tokens = total_tokens + :tokens WHERE id = :session_id")
+_history = text(
+    """
+    SELECT turn, role, content, token_count, partial FROM (
+        SELECT turn, role, content, token_count, coalesce((meta ->> 'partial')::boolean, false) AS partial,
+               sum(coalesce(token_count, length(content) / 2)) OVER newest_first
+               - coalesce(token_count, length(content) / 2) AS newer
+        FROM prompt_messages WHERE session_id = :session_id AND turn < :before_turn
+        WINDOW newest_first AS (ORDER BY turn DESC, role DESC)
+    ) AS message
+    WHERE newer <= :token_budget ORDER BY turn DESC, role DESC
+    """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +102,9 @@ class SessionRepository:
         statement = select(PromptSession).where(PromptSession.id == session_id).with_for_update()
         return (await self._db.scalars(statement.execution_options(populate_existing=True))).first()
 
-    async def take_turn_number(self, session_id: int) -> int:
-        """The next turn's number: 1, 2, 3 … in the order in which turns are stored."""
-        statement = (
-            update(PromptSession)
-            .where(PromptSession.id == session_id)
-            .values(last_turn=PromptSession.last_turn + 1)
-            .returning(PromptSession.last_turn)
-            .execution_options(synchronize_session=False)
-        )
-        return (await self._db.scalars(statement)).one()
-
     async def add_tokens(self, session_id: int, tokens: int) -> None:
         """Add to the session's total; locks the row like `lock_session`."""
-        await self._db.execute(
-            update(PromptSession)
-            .where(PromptSession.id == session_id)
-            .values(total_tokens=PromptSession.total_tokens + tokens)
-            .execution_options(synchronize_session=False)
-        )
+        await self._db.execute(_add_tokens, {"session_id": session_id, "tokens": tokens})
 
     async def list_sessions(
         self, exam_id: int | None, participant_id: int | None, *, after: int = 0, limit: int = 100
@@ -155,10 +158,10 @@ class SessionRepository:
                 {
                     "session_id": session_id,
                     "turn": message.turn,
-                    "role": message.role,
+                    "role": message.role.value,
                     "content": message.content,
                     "token_count": message.token_count,
-                    "meta": message.meta,
+                    "meta": json.dumps(message.meta, ensure_ascii=False),
                 }
                 for message in messages
             ],
@@ -174,35 +177,15 @@ class SessionRepository:
         )
         return (await self._db.scalars(statement)).all()
 
-    async def history(
-        self, session_id: int, *, token_budget: int, before_turn: int | None = None
-    ) -> list[HistoryMessage]:
-        """The newest messages (before a turn) that together fit the budget, and one beyond: newest turn first.
+    async def history(self, session_id: int, *, before_turn: int, token_budget: int) -> list[HistoryMessage]:
+        """The newest messages before a turn that together fit the budget, and one beyond: newest turn first.
 
         Within a turn the candidate's message comes first. Messages that nobody counted weigh half their characters.
         """
-        weight = func.coalesce(PromptMessage.token_count, func.length(PromptMessage.content) / 2)
-        newest_first = (PromptMessage.turn.desc(), PromptMessage.role.desc())
-        so_far = func.sum(weight).over(order_by=newest_first) - weight
-        candidates = select(PromptMessage.id, so_far.label("so_far")).where(PromptMessage.session_id == session_id)
-        if before_turn is not None:
-            candidates = candidates.where(PromptMessage.turn < before_turn)
-        fitting = candidates.subquery()
-        statement = (
-            select(
-                PromptMessage.turn,
-                PromptMessage.role,
-                PromptMessage.content,
-                PromptMessage.token_count,
-                PromptMessage.meta["partial"].as_boolean(),
-            )
-            .join(fitting, fitting.c.id == PromptMessage.id)
-            .where(fitting.c.so_far <= token_budget)
-            .order_by(*newest_first)
+        rows = await self._db.execute(
+            _history, {"session_id": session_id, "before_turn": before_turn, "token_budget": token_budget}
         )
-        return [
-            HistoryMessage(row[0], row[1], row[2], row[3], bool(row[4])) for row in await self._db.execute(statement)
-        ]
+        return [HistoryMessage(row[0], PromptRoleEnum(row[1]), row[2], row[3], row[4]) for row in rows]
 
     async def problem_text(self, exam_id: int) -> str | None:
         """The exam's problem text, where Core has given one."""

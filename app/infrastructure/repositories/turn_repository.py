@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CursorResult, delete, func, insert, or_, select, text, update
+from sqlalchemy import CursorResult, String, bindparam, delete, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.conversation import FinishReason, TurnStatus, Usage
@@ -15,7 +15,6 @@ from app.infrastructure.persistence.models import (
     PromptMessage,
     PromptRoleEnum,
     PromptTurn,
-    ProviderCall,
     TurnChunk,
     Worker,
 )
@@ -31,7 +30,41 @@ _flush = text(
     DO UPDATE SET content = EXCLUDED.content, delta_lengths = EXCLUDED.delta_lengths
     """
 )
-_start = insert(PromptTurn).returning(PromptTurn.id)
+_start = text(
+    """
+    WITH numbered AS (
+        UPDATE prompt_sessions SET last_turn = last_turn + 1 WHERE id = :session_id AND ended_at IS NULL
+        RETURNING id, exam_id, spec_id, last_turn
+    ), started AS (
+        INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)
+        SELECT id, last_turn, :client_turn_id, :turn_id_is_int, 'running', :owner, :model FROM numbered
+        RETURNING id, turn
+    )
+    SELECT started.id AS pk, started.turn, numbered.spec_id,
+           (SELECT problem_text FROM exams WHERE exams.id = numbered.exam_id) AS problem_text
+    FROM started, numbered
+    """
+).bindparams(bindparam("client_turn_id", type_=String), bindparam("model", type_=String))
+_settle = """
+    UPDATE prompt_turns SET
+        status = :status, finish_reason = :finish_reason, error_code = :error_code, error_message = :error_message,
+        error_retryable = :error_retryable, delta_lengths = :delta_lengths, prompt_tokens = :prompt_tokens,
+        completion_tokens = :completion_tokens, cached_tokens = :cached_tokens, reasoning_tokens = :reasoning_tokens,
+        usage_source = :usage_source, ended_at = now(), first_token_ms = :first_token_ms, duration_ms = :duration_ms
+    WHERE id = :turn_pk AND owner = :owner AND status = 'running'
+      AND EXISTS (SELECT 1 FROM workers WHERE id = :owner AND fenced_at IS {fence})
+    """
+_settle_own = text(_settle.format(fence="NULL"))
+_settle_orphan = text(_settle.format(fence="NOT NULL"))
+_delete_chunks = text("DELETE FROM turn_chunks WHERE turn_pk = :turn_pk")
+_add_call = text(
+    """
+    INSERT INTO provider_calls (session_id, turn, purpose, model, prompt_tokens, completion_tokens, cached_tokens,
+                                reasoning_tokens, source, tokenizer, approximate, outcome)
+    VALUES (:session_id, :turn, :purpose, :model, :prompt_tokens, :completion_tokens, :cached_tokens,
+            :reasoning_tokens, :source, :tokenizer, :approximate, :outcome)
+    """
+)
 
 
 def pack_lengths(lengths: Sequence[int]) -> bytes:
@@ -49,11 +82,20 @@ class NewTurn:
     """A turn about to run."""
 
     session_id: int
-    turn: int
     client_turn_id: str
     turn_id_is_int: bool
     owner: int
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartedTurn:
+    """A turn that has its number; with what its prompt needs of its session and exam."""
+
+    pk: int
+    turn: int
+    spec_id: int | None
+    problem_text: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +168,24 @@ class TurnRepository:
         """The turn as it stands in the database now."""
         return await self._db.get(PromptTurn, turn_pk, populate_existing=True)
 
-    async def start(self, new: NewTurn) -> int:
-        """Store a running turn; returns its key.
+    async def start(self, new: NewTurn) -> StartedTurn | None:
+        """Give a turn its number and store it as running, in one statement; the session's row is locked from then on.
+
+        ``None`` where there is no such session, or where it has ended.
 
         Raises:
-            sqlalchemy.exc.IntegrityError: the session runs a turn already, or knows the turn's id.
+            sqlalchemy.exc.IntegrityError: the session runs a turn already, or knows the turn's id. The transaction is
+                lost.
         """
         values = {
             "session_id": new.session_id,
-            "turn": new.turn,
             "client_turn_id": new.client_turn_id,
             "turn_id_is_int": new.turn_id_is_int,
-            "status": TurnStatus.RUNNING,
             "owner": new.owner,
             "model": new.model,
         }
-        return (await self._db.scalars(_start, [values])).one()
+        row = (await self._db.execute(_start, values)).first()
+        return None if row is None else StartedTurn(*row)
 
     async def flush(self, owner: int, chunks: Sequence[Chunk]) -> bool:
         """Make text of running turns safe, in one statement; ``False`` when the owner has been fenced.
@@ -166,36 +210,29 @@ class TurnRepository:
         ``False`` when it is not the owner's to end any more: it has ended, or the owner was fenced. With
         ``after_fencing`` somebody else ends it in the fenced owner's place, so the fence has to be there.
         """
-        fence = select(Worker.fenced_at).where(Worker.id == owner).scalar_subquery()
-        statement = (
-            update(PromptTurn)
-            .where(
-                PromptTurn.id == turn_pk,
-                PromptTurn.owner == owner,
-                PromptTurn.status == TurnStatus.RUNNING,
-                fence.is_not(None) if after_fencing else fence.is_(None),
-            )
-            .values(
-                status=ending.status,
-                finish_reason=ending.finish_reason,
-                error_code=ending.error_code,
-                error_message=ending.error_message,
-                error_retryable=ending.error_retryable,
-                delta_lengths=pack_lengths(ending.lengths),
-                prompt_tokens=ending.usage.prompt_tokens,
-                completion_tokens=ending.usage.completion_tokens,
-                cached_tokens=ending.usage.cached_tokens,
-                reasoning_tokens=ending.usage.reasoning_tokens,
-                usage_source=ending.usage.source,
-                ended_at=func.now(),
-                first_token_ms=ending.first_token_ms,
-                duration_ms=ending.duration_ms,
-            )
-            .execution_options(synchronize_session=False)
+        result = await self._db.execute(
+            _settle_orphan if after_fencing else _settle_own,
+            {
+                "turn_pk": turn_pk,
+                "owner": owner,
+                "status": ending.status.value,
+                "finish_reason": ending.finish_reason.value if ending.finish_reason else None,
+                "error_code": ending.error_code,
+                "error_message": ending.error_message,
+                "error_retryable": ending.error_retryable,
+                "delta_lengths": pack_lengths(ending.lengths),
+                "prompt_tokens": ending.usage.prompt_tokens,
+                "completion_tokens": ending.usage.completion_tokens,
+                "cached_tokens": ending.usage.cached_tokens,
+                "reasoning_tokens": ending.usage.reasoning_tokens,
+                "usage_source": ending.usage.source,
+                "first_token_ms": ending.first_token_ms,
+                "duration_ms": ending.duration_ms,
+            },
         )
-        if _rows(await self._db.execute(statement)) == 0:
+        if _rows(result) == 0:
             return False
-        await self._db.execute(delete(TurnChunk).where(TurnChunk.turn_pk == turn_pk))
+        await self._db.execute(_delete_chunks, {"turn_pk": turn_pk})
         return True
 
     async def add_calls(self, session_id: int, turn: int | None, calls: Sequence[CallRecord]) -> None:
@@ -203,7 +240,7 @@ class TurnRepository:
         if not calls:
             return
         await self._db.execute(
-            insert(ProviderCall),
+            _add_call,
             [
                 {
                     "session_id": session_id,
