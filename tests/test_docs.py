@@ -1,0 +1,231 @@
+"""Every example and table of the documentation, held against the running service."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.settings import Settings
+from app.presentation.schemas.frames import parse
+from tests.conftest import CORE_KEY, SECRET, Rows
+from tests.support.chat import ChatClient, connect, new_pair
+from tests.support.core import FakeCore
+from tests.support.provider import Provider, Script
+from tests.support.service import Service
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def blocks(page: str, info: str) -> list[str]:
+    """The fenced blocks of a page that carry this info string."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{re.escape(info)}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def json_lines(page: str, info: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for block in blocks(page, info) for line in block.splitlines()]
+
+
+def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, env={**os.environ, "PATH": path, **env}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_files_named_in_the_architecture_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("## From symptom to file") :]
+    named = re.findall(r"`([a-z_/]+\.(?:py|js))`", table)
+    assert len(named) > 20
+    files = [str(path) for folder in ("app", "tests") for path in (ROOT / folder).rglob("*.*")]
+    for name in named:
+        assert any(path.endswith(f"/{name}") for path in files), name
+
+
+def test_make_targets_named_in_the_readme_exist() -> None:
+    for target in set(re.findall(r"^make ([a-z-]+)", "\n".join(blocks("README.md", "sh")), re.MULTILINE)):
+        assert run(["make", "-n", "-C", str(ROOT), target]).returncode == 0, target
+
+
+def test_settings_of_the_readme_are_settings() -> None:
+    known = set(documented_settings())
+    for name in re.findall(r"TURNSTONE_[A-Z_]+", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert name in known | {"TURNSTONE_WS"}, name
+
+
+def documented_settings() -> dict[str, str]:
+    """Every variable of the operations page with its default as written there; ``…__X`` continues the one before."""
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    found: dict[str, str] = {}
+    for row in re.findall(r"^\| (`(?:TURNSTONE|…).*)\|$", page, re.MULTILINE):
+        names, _, default = [cell.strip() for cell in row.split(" | ")]
+        defaults = [part.strip("` ") for part in default.split("`, `")]
+        previous = ""
+        for index, name in enumerate(re.findall(r"`([^`]+)`", names)):
+            full = name if name.startswith("TURNSTONE") else previous.rsplit("__", 1)[0] + name.removeprefix("…")
+            previous = full
+            found[full] = defaults[index] if len(defaults) > 1 else defaults[0]
+    return found
+
+
+def test_the_settings_table_is_complete_and_its_defaults_are_true() -> None:
+    actual: dict[str, Any] = {}
+    defaults = Settings()
+    for name, field in Settings.model_fields.items():
+        value = getattr(defaults, name)
+        if hasattr(field.annotation, "model_fields"):
+            for inner in type(value).model_fields:
+                actual[f"TURNSTONE_{name}__{inner}".upper()] = getattr(value, inner)
+        else:
+            actual[f"TURNSTONE_{name}".upper()] = value
+    documented = documented_settings()
+    assert set(documented) == set(actual)
+    for name, written in documented.items():
+        value = actual[name]
+        if value is None:
+            assert written == "unset", name
+        elif isinstance(value, tuple):
+            assert json.loads(written) == list(value), name
+        elif isinstance(value, bool):
+            assert written == str(value).lower(), name
+        elif isinstance(value, int | float):
+            assert float(written) == value, name
+        else:
+            assert written == str(value), name
+
+
+async def test_the_readme_client_talks_to_the_service(service: Service) -> None:
+    [example] = blocks("README.md", "python")
+    done = run([sys.executable, "-c", example], TURNSTONE_WS=f"{service.url.replace('http', 'ws')}/chat")
+    assert done.returncode == 0, done.stderr
+    assert "'type': 'done'" in done.stdout
+
+
+def test_client_frames_of_the_protocol_page_are_accepted() -> None:
+    frames = json_lines("docs/protocol.md", "json client")
+    assert len(frames) == 5
+    for frame in frames:
+        parse(json.dumps(frame))
+
+
+async def test_server_frames_of_the_protocol_page_have_the_fields_that_are_sent(
+    start: Callable[..., Service], provider: Provider
+) -> None:
+    service = start(llm={"timeout_s": 1})
+    async with connect(service.url) as client:
+        sent = await _one_of_each(client, provider)
+    documented = json_lines("docs/protocol.md", "json server")
+    assert len(documented) == 8
+    for frame in documented:
+        kind = (frame["type"], "first_seq" in frame, "last_seq" in frame)
+        assert kind in sent, kind
+        assert set(frame) == set(sent[kind]), kind
+        if "usage" in frame:
+            assert set(frame["usage"]) == set(sent[kind]["usage"])
+
+
+async def _one_of_each(client: ChatClient, provider: Provider) -> dict[tuple[str, bool, bool], dict[str, Any]]:
+    seen: list[dict[str, Any]] = []
+    provider.next(Script(piece_delay_s=0.05))
+    turn = await client.ask("finish", "t1", **(pair := new_pair()))
+    seen += turn.frames
+    await client.send(type="resume", session_id=turn.started["session_id"], turn_id="t1", after_seq=0)
+    seen += (await client.turn()).frames
+    provider.next(Script(ending="hang", ending_at=1), Script(ending="hang", ending_at=1))
+    await client.send(message="stop me", turn_id="t2", **pair)
+    await client.until("delta")
+    await client.send(type="cancel", turn_id="t2")
+    seen.append(await client.until("cancelled"))
+    seen += (await client.ask("fall silent", "t3", **pair)).frames
+    await client.send_raw("not JSON")
+    seen.append(await client.until("error"))
+    await client.send(type="ping")
+    seen.append(await client.until("pong"))
+    return {(frame["type"], "first_seq" in frame, "last_seq" in frame): frame for frame in seen}
+
+
+def test_the_problem_document_is_what_is_sent(service: Service) -> None:
+    [documented] = json_lines("docs/protocol.md", "json problem")
+    done = run(["curl", "-s", f"{service.url}/api/sessions/999"])
+    assert json.loads(done.stdout) == documented
+
+
+def test_curl_examples_work(service: Service) -> None:
+    [example] = blocks("docs/protocol.md", "sh")
+    commands = example.replace("\\\n", " ").strip().splitlines()
+    assert len(commands) == 4
+    for command in commands:
+        done = run(["bash", "-c", command], TURNSTONE=service.url)
+        answer = json.loads(done.stdout)
+        assert "code" not in answer, answer
+
+
+async def test_the_callback_and_its_receiver_are_as_documented(service: Service, core: FakeCore) -> None:
+    async with connect(service.url) as client:
+        await client.ask("hello", **new_pair())
+    [usage, _] = await core.reaches(2)
+    [documented] = json_lines("docs/protocol.md", "json callback")
+    assert usage.type == "usage"
+    assert set(json.loads(usage.raw)) == set(documented)
+
+    [example] = blocks("docs/protocol.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/protocol.md", "exec"), names)
+    seen: set[str] = set()
+    headers = {name.lower(): value for name, value in usage.headers.items()}
+    assert names["receive"](SECRET, headers, usage.raw, seen) == json.loads(usage.raw)
+    assert names["receive"](SECRET, headers, usage.raw, seen) is None
+    assert headers["x-api-key"] == CORE_KEY
+
+
+async def test_the_query_of_the_protocol_page_shows_the_conversation(service: Service, rows: Rows) -> None:
+    async with connect(service.url) as client:
+        await client.ask("hello", **new_pair())
+    [query] = blocks("docs/protocol.md", "sql")
+    assert [row["role"] for row in rows(query)] == ["USER", "ASSISTANT"]
+
+
+async def test_commands_of_the_operations_page_work(
+    service: Service, core: FakeCore, settings: Settings, tmp_path: Path
+) -> None:
+    async with connect(service.url) as client:
+        await client.ask("hello", **new_pair())
+    await core.reaches(2)
+    env = {
+        "TURNSTONE_DATABASE__URL": str(settings.database.url),
+        "TURNSTONE_DATA_DIR": str(tmp_path),
+        "TURNSTONE_PORT": "0",
+        "TURNSTONE_LLM__MODEL": settings.llm.model,
+        "TURNSTONE_LLM__BASE_URL": str(settings.llm.base_url),
+    }
+    [example] = blocks("docs/operations.md", "sh")
+    for command in example.strip().splitlines():
+        done = run(["bash", "-c", f"cd {tmp_path} && {command}"], **env)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    exported = json.loads((tmp_path / "session-1.json").read_text(encoding="utf-8"))
+    assert [message["role"] for message in exported["messages"]] == ["USER", "ASSISTANT"]
+
+
+def test_metrics_of_the_operations_page_exist(service: Service) -> None:
+    exposed = run(["curl", "-s", f"{service.url}/metrics"]).stdout
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(turnstone_[a-z_]+)", page)) - {"turnstone_callbacks"}
+    assert len(named) > 10
+    for name in named:
+        assert re.search(rf"^# TYPE {name.removesuffix('_total')}", exposed, re.MULTILINE), name
