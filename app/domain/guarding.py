@@ -1,7 +1,8 @@
 """The guard's rules: which labels a candidate's message earns. Pure, and no model is asked.
 
 A label flags; whether a message is refused is the policy's word. Talk such as "ignore the previous version" is normal
-in a coding exam, so the rules ask for a verb and an object that only make sense together.
+in a coding exam, and so are "print the secret message" and "give me 100 test cases"; so the rules ask for a verb and an
+object that only make sense together.
 """
 
 from __future__ import annotations
@@ -31,27 +32,56 @@ class GuardVerdict:
 GuardPolicy = Callable[[str], GuardVerdict]
 """The hook: decides about one message. Must be quick; it runs on the event loop."""
 
+_GRADE = (
+    r"(?:5\s?/\s?5|100\s?(?:%|points?\b|/\s?100)|full\s+(?:marks?|points|score)\b"
+    r"|(?:maximum|highest|perfect|top)\s+(?:score|mark|grade)\b)"
+)
+_MY_WORK = (
+    r"(?:(?:this|my)\s+(?:\w+\s+)?(?:prompt|turn|message|answer|solution|submission|session)s?"
+    r"|(?:every|each|all|the)\s+(?:of\s+)?(?:\w+\s+)?prompts?)"
+)
+# "give me the highest score" is a wish; "give me the highest score of each student" is a program.
+_AND_NO_MORE = (
+    r"(?=[^\S\n]*(?:$|\n|[^\w\s]|(?:please|and|now|because|regardless)\b"
+    r"|(?:for|on|in)\s+(?:this|my|the\s+prompt)\b))"
+)
+
 _RULES: dict[GuardLabel, re.Pattern[str]] = {
     GuardLabel.PROMPT_EXFILTRATION: re.compile(
-        r"\b(?:reveal|show|print|repeat|output|tell me)\b[^.\n]{0,40}"
-        r"\b(?:system|hidden|initial|secret)\s+(?:prompt|instructions?|message)"
-        r"|시스템\s*(?:프롬프트|지시(?:문|사항)?)[^.\n]{0,20}(?:보여|출력|알려|공개)",
+        r"\b(?:reveal|show|print|repeat|output|display|tell\s+me|what(?:\s+is|\s+are|\Ws))\b[^.\n]{0,40}\b"
+        r"(?:(?<!\ba )system\s+prompt|(?<!\ba )(?:hidden|secret)\s+(?:prompt|instructions?)"
+        r"|(?:system|initial|original)\s+instructions?"
+        r"|your\s+(?:\w+\s+)?(?:prompt|instructions?)|your\s+(?:system|initial|hidden|secret|first)\s+message)\b"
+        r"|(?:(?:시스템|숨겨진|숨은)\s?(?:프롬프트|지시문|지시\s?사항|지시)|\bsystem\s+prompt)"
+        r"[^.\n]{0,20}(?:보여|출력|알려|말해|공개)",
         re.IGNORECASE,
     ),
     GuardLabel.JUDGE_MANIPULATION: re.compile(
-        r"\b(?:give|assign|award|score|rate|grade)\b[^.\n]{0,30}\b(?:prompt|turn|me|this)\b[^.\n]{0,30}"
-        r"\b(?:5/5|100(?:\s*(?:%|points?))?|full\s+(?:marks?|score)|maximum\s+score|highest\s+score)"
-        r"|(?:만점|최고\s*점수)[^.\n]{0,15}(?:줘|주세요|부여|채점)",
+        rf"\b(?:give|assign|award|score|rate|grade)\b[^.\n]{{0,30}}\b{_MY_WORK}\b[^.\n]{{0,30}}\b{_GRADE}"
+        rf"|\b(?:give|assign|award|score|rate|grade)\s+(?:me|us|this|it)\s+(?:(?:an?|the|with|at|only)\s+)?"
+        rf"{_GRADE}{_AND_NO_MORE}"
+        rf"|\b(?:score|rate|grade)\s+(?:me|this|it|{_MY_WORK})\s+(?:(?:an?|with|at)\s+)?100{_AND_NO_MORE}"
+        r"|(?:만점|최고\s?점수?)(?:을|를|으로|로)?\s?(?:좀\s?)?"
+        r"(?:줘|주세요|주십시오|달라|부여해|채점해|평가해|매겨)",
         re.IGNORECASE,
     ),
 }
-_INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u00ad]")
+_UNSEEN = frozenset({"Cf", "Mn", "Me"})
+"""Unicode categories of what shows nothing of its own: formats such as zero-width space, and combining marks."""
+_WHOLE_PHRASES = "\ufdfa\ufdfb"
+"""Two characters that NFKC makes eighteen and eight of."""
 
 
 def labels_of(message: str) -> frozenset[GuardLabel]:
-    """Labels by rule, after NFKC and without characters that cannot be seen."""
-    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", message))
+    """Labels by rule, after NFKC and without what cannot be seen; tens of milliseconds for 32,000 characters."""
+    plain = message if message.isascii() else _plain(message)
     return frozenset(label for label, rule in _RULES.items() if rule.search(plain))
+
+
+def _plain(message: str) -> str:
+    # Marks go before NFKC, for it sorts them in quadratic time: 32,000 of them would hold up the event loop for 1.6 s.
+    seen = [c for c in message if unicodedata.category(c) not in _UNSEEN and c not in _WHOLE_PHRASES]
+    return unicodedata.normalize("NFKC", "".join(seen))
 
 
 def policy_refusing(refused: frozenset[GuardLabel]) -> GuardPolicy:

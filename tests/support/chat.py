@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any
 
+import psutil
 import websockets
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection
+
+from app.cli import main
+from app.core.settings import Settings
+from tests.support.service import ServiceProcess
 
 WAIT_S = 20.0
 TERMINAL = {"done", "cancelled", "error"}
@@ -19,7 +35,7 @@ TERMINAL = {"done", "cancelled", "error"}
 _participants = itertools.count(1)
 
 
-def new_pair() -> dict[str, int]:
+def new_pair() -> dict[str, Any]:
     """Exam and participant that no other test of this run uses."""
     return {"exam_id": 1, "participant_id": next(_participants)}
 
@@ -37,6 +53,10 @@ class TurnSeen:
     @property
     def started(self) -> dict[str, Any]:
         return next(frame for frame in self.frames if frame["type"] == "started")
+
+    @property
+    def session_id(self) -> int:
+        return int(self.started["session_id"])
 
     @property
     def end(self) -> dict[str, Any]:
@@ -102,8 +122,22 @@ class ChatClient:
         await self.send(type="message", message=message, turn_id=turn_id, **where)
         return await self.turn()
 
+    async def start(self, message: str, turn_id: str | int = "t1", *, text: str = "", **where: Any) -> TurnSeen:
+        """Send a message and read until the turn has started and ``text`` has come."""
+        await self.send(type="message", message=message, turn_id=turn_id, **where)
+        seen = TurnSeen()
+        while not seen.frames or text not in seen.text:
+            frame = await self.receive()
+            assert frame["type"] in {"started", "delta"}, frame
+            seen.frames.append(frame)
+        return seen
+
     async def close(self) -> None:
         await self.connection.close()
+
+    def drop(self) -> None:
+        """Lose the connection without a word."""
+        self.connection.transport.abort()
 
 
 @asynccontextmanager
@@ -111,3 +145,123 @@ async def connect(url: str, path: str = "/chat", **options: Any) -> AsyncIterato
     """A connection to the service at ``http://…``."""
     async with websockets.connect(url.replace("http", "ws", 1) + path, max_size=None, **options) as connection:
         yield ChatClient(connection)
+
+
+@asynccontextmanager
+async def connect_many(url: str, count: int, **options: Any) -> AsyncIterator[list[ChatClient]]:
+    """So many connections at once."""
+    async with AsyncExitStack() as stack:
+        connections = [stack.enter_async_context(connect(url, **options)) for _ in range(count)]
+        yield [await connection for connection in connections]
+
+
+# `turnstone` as a process
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["app.main", "app.demo", "app.worker", __name__])
+
+
+def environment(settings: Settings, **more: str) -> dict[str, str]:
+    """The variables that give a process ``settings``; ``more`` are further ones."""
+    return {**dict(_variables("TURNSTONE_", settings.model_dump())), **more}
+
+
+def _variables(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        variable = prefix + name.upper()
+        if isinstance(value, dict):
+            yield from _variables(f"{variable}__", value)
+        elif isinstance(value, SecretStr):
+            yield variable, value.get_secret_value()
+        elif value is not None:
+            yield variable, json.dumps(value) if isinstance(value, bool | tuple) else str(value)
+
+
+class Command(ServiceProcess):
+    """A `ServiceProcess` that starts at once: forked from a process that has loaded the program already."""
+
+    def __init__(self, *arguments: str, env: dict[str, str], cwd: Path | None = None) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TURNSTONE_")}
+        ours, its = multiprocessing.Pipe(duplex=False)
+        self.process: Any = _Forked(_forks.Process(target=_run, args=(arguments, {**clean, **env}, cwd, its)))
+        its.close()
+        self._output = ours
+        self._lines = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.port = int(env.get("TURNSTONE_PORT", "0"))
+
+    def ended(self, timeout: float = 60.0) -> tuple[int, str]:
+        """Wait until it ends by itself; returns its exit code and what it printed."""
+        code: int = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return code, self.output
+
+    def _read(self) -> None:
+        with open(self._output.fileno(), encoding="utf-8", errors="replace", closefd=False) as lines:
+            for line in lines:
+                self._lines.append(line)
+
+
+class _Forked:
+    """What `ServiceProcess` wants of a ``subprocess.Popen``."""
+
+    def __init__(self, process: ForkServerProcess) -> None:
+        self._process = process
+        process.start()
+        self.pid = process.pid or 0
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("turnstone", timeout or 0)
+        return self._process.exitcode
+
+
+def _run(arguments: tuple[str, ...], env: dict[str, str], cwd: Path | None, output: Connection) -> None:
+    """The forked process: it becomes ``turnstone`` with its own session, environment and output."""
+    os.setsid()
+    for number in (1, 2):
+        os.dup2(output.fileno(), number)
+    output.close()
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd or "/")
+    sys.argv = ["turnstone", *arguments]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
+
+
+def processes_of(data_dir: Path) -> list[psutil.Process]:
+    """The processes of an embedded database or model that belong to ``data_dir``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd().startswith(f"{data_dir.resolve()}/") or any(
+                file.path.startswith(f"{data_dir.resolve()}/") for file in process.open_files()
+            ):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = WAIT_S) -> Any:
+    """Wait for a condition that nothing tells of; returns what it says then."""
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+    return result

@@ -145,6 +145,11 @@ class ServiceProcess:
             time.sleep(0.05)
         raise AssertionError(f"not ready in time:\n{self.output}")
 
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line)
+
     def kill(self) -> None:
         """kill -9, as a crash is."""
         self.process.send_signal(signal.SIGKILL)

@@ -96,8 +96,9 @@ def count_call(call: ModelCall, text: str, messages: Sequence[ChatMessage], coun
 
 
 def sum_usage(calls: Sequence[CallRecord]) -> Usage:
-    """Usage of all calls together."""
-    return reduce(add, (call.usage for call in calls)) if calls else Usage()
+    """Usage of all calls together. One that used nothing does not take away that the others are the provider's."""
+    used = [call.usage for call in calls if call.usage.total_tokens]
+    return reduce(add, used) if used else Usage()
 
 
 def ending_of(turn: PromptTurn) -> Ending | None:

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langsmith.run_helpers import tracing_context
 
 from app.domain.langgraph.context import TurnContext
 from app.domain.langgraph.nodes.guard import guard
 from app.domain.langgraph.nodes.writer import writer
 from app.domain.langgraph.state import TurnState
 
-TurnGraph = CompiledStateGraph[TurnState, TurnContext, TurnState, TurnState]
+
+class TurnGraph:
+    """The compiled graph. Any number of turns may run through it at once."""
+
+    def __init__(self, compiled: CompiledStateGraph[TurnState, TurnContext, TurnState, TurnState]) -> None:
+        self._compiled = compiled
+
+    async def ainvoke(self, state: TurnState, *, context: TurnContext) -> TurnState:
+        """Run one turn; returns its last state.
+
+        Raises:
+            ModelError: no answer, or one that broke off.
+        """
+        # The tracer that LANGSMITH_TRACING switches on would send the candidate's message to a third party.
+        with tracing_context(enabled=False):
+            ended: TurnState = await self._compiled.ainvoke(state, context=context)  # type: ignore[assignment]
+        return ended
 
 
 def build_graph() -> TurnGraph:
@@ -21,7 +38,7 @@ def build_graph() -> TurnGraph:
     graph.add_edge(START, "guard")
     graph.add_conditional_edges("guard", _after_guard, ["writer", END])
     graph.add_edge("writer", END)
-    return graph.compile(name="turn")
+    return TurnGraph(graph.compile(name="turn"))
 
 
 def _after_guard(state: TurnState) -> str:

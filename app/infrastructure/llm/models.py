@@ -125,10 +125,12 @@ async def check_remote(llm: LlmSettings) -> str | None:
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CHECK_TIMEOUT_S)) as client,
-            client.get(f"{base}/models", headers=headers) as response,
+            client.get(f"{base}/models", headers=headers, allow_redirects=False) as response,
         ):
             if response.status in {401, 403}:
                 raise StartupError(f"{base} refuses the key (HTTP {response.status}).", "Set TURNSTONE_LLM__API_KEY.")
+            if 300 <= response.status < 400:
+                return f"{base} redirects (HTTP {response.status}), which turns do not follow; set where it leads to."
             known = _model_names(await response.json(content_type=None)) if response.status == 200 else set()
     except aiohttp.ClientConnectorDNSError:
         raise StartupError(

@@ -46,6 +46,7 @@ class OpenAIClient:
     ) -> None:
         self._model = model
         self._model_at_provider = model_at_provider
+        self._timeout_s = timeout_s
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         # OpenAI's newer models refuse the older name, which everybody else speaks.
         self._limit_field = "max_completion_tokens" if base_url.startswith(OPENAI_URL) else "max_tokens"
@@ -54,7 +55,7 @@ class OpenAIClient:
             headers["authorization"] = f"Bearer {api_key}"
         self._client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, force_close=not keep_alive),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=timeout_s),
+            timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_TIMEOUT_S, sock_read=timeout_s),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             trace_configs=[_marking_reached()],
@@ -71,7 +72,7 @@ class OpenAIClient:
         response: aiohttp.ClientResponse | None = None
         whole = False
         try:
-            response = await self._client.post(self._url, data=self._body(request), trace_request_ctx=call)
+            response = await self._post(request, call)
             if not 200 <= response.status < 300:
                 raise error_for_status(response.status, parse_retry_after(response.headers.get("retry-after")))
             call.accepted = True
@@ -90,9 +91,19 @@ class OpenAIClient:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for task in self._draining:
+        draining = list(self._draining)
+        for task in draining:
             task.cancel()
+        await asyncio.gather(*draining, return_exceptions=True)
         await self._client.close()
+
+    async def _post(self, request: ModelRequest, call: ModelCall) -> aiohttp.ClientResponse:
+        # aiohttp's own timer begins when the request is out; a provider may also stop reading in the middle of it.
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S + self._timeout_s):
+            # A redirect would take the conversation, and maybe the key, to an address that nobody has set.
+            return await self._client.post(
+                self._url, data=self._body(request), allow_redirects=False, trace_request_ctx=call
+            )
 
     def _body(self, request: ModelRequest) -> bytes:
         return msgspec.json.encode(
@@ -133,13 +144,13 @@ class OpenAIClient:
 
 
 def _marking_reached() -> aiohttp.TraceConfig:
-    """Sets ``call.reached`` when the request goes out, so that it is right however the call ends."""
+    """Sets ``call.reached`` when the request's body goes out, so that it is right however the call ends."""
 
     async def sent(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
         context.trace_request_ctx.reached = True
 
     trace = aiohttp.TraceConfig()
-    trace.on_request_headers_sent.append(sent)
+    trace.on_request_chunk_sent.append(sent)
     return trace
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 
@@ -11,6 +12,8 @@ from app.domain.conversation import FinishReason, Usage
 from app.domain.model_client import ModelCall
 
 _LONGEST_EVENT = 8 * 1024 * 1024
+_LARGEST_FIGURE = 1_000_000_000
+"""Tokens; whoever reports more in one call is not believed, and two calls still fit PostgreSQL's integer."""
 _REJECTED = {400, 404, 413, 422}
 _FINISH = {
     "stop": FinishReason.STOP,
@@ -29,25 +32,11 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-
-
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    # Of any form: strange figures do not spoil an answer, and an error is an error whatever it looks like.
+    usage: Any = None
+    error: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Event)
@@ -65,13 +54,16 @@ class ChatStream:
     events is put together again, so no piece of text ever holds half a character.
     """
 
-    __slots__ = ("_buffer", "_call", "_data", "_half", "ended")
+    __slots__ = ("_buffer", "_call", "_data", "_data_bytes", "_half", "_refused", "_usage_lags", "ended")
 
     def __init__(self, call: ModelCall) -> None:
         self._call = call
         self._buffer = b""
         self._data: list[bytes] = []
+        self._data_bytes = 0
         self._half = ""
+        self._refused = False
+        self._usage_lags = True
         self.ended = False
         """Whether ``[DONE]`` has come."""
 
@@ -84,10 +76,10 @@ class ChatStream:
         texts: list[str] = []
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         try:
-            if len(self._buffer) > _LONGEST_EVENT:
-                raise malformed("event too long")
             for line in lines:
                 self._line(line, texts)
+            if len(self._buffer) + self._data_bytes > _LONGEST_EVENT:
+                raise malformed("event too long")
         except ModelError as fault:
             return self._joined(texts), fault
         return self._joined(texts) + (self._lone_half() if self.ended else ""), None
@@ -105,9 +97,11 @@ class ChatStream:
             line = line[:-1]
         if line.startswith(b"data:"):
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            self._data_bytes += len(line)
         elif not line and self._data:
             event = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
             self._data = []
+            self._data_bytes = 0
             self._event(event, texts)
         # Other fields and comments carry nothing for us, as the standard has it.
 
@@ -115,39 +109,38 @@ class ChatStream:
         if data == b"[DONE]":
             self.ended = True
             if self._call.finish_reason is None:
-                self._call.finish_reason = FinishReason.STOP
+                self._finish(FinishReason.STOP)
             return
         try:
             event = _decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             event = _decode_leniently(data)
-        if event.error is not None and event.error != b"null":
+        if event.error is not None:
             raise _error_in_stream(event.error)
         for choice in event.choices or ():
             if choice.delta is not None:
                 if choice.delta.content:
                     texts.append(choice.delta.content)
+                    self._usage_lags = True
                 elif choice.delta.refusal:
                     texts.append(choice.delta.refusal)
-                    self._call.finish_reason = FinishReason.REFUSED
-            if choice.finish_reason is not None and self._call.finish_reason is not FinishReason.REFUSED:
-                self._call.finish_reason = _FINISH.get(choice.finish_reason, FinishReason.STOP)
+                    self._usage_lags = self._refused = True
+            if choice.finish_reason:  # some write an empty one into every event
+                self._finish(_FINISH.get(choice.finish_reason, FinishReason.STOP))
         if event.usage is not None:
             self._take_usage(event.usage)
 
-    def _take_usage(self, said: _Usage) -> None:
+    def _finish(self, reason: FinishReason) -> None:
+        self._call.finish_reason = FinishReason.REFUSED if self._refused else reason
+        self._call.usage_complete = not self._usage_lags
+
+    def _take_usage(self, said: object) -> None:
         """Providers that report along the way report totals so far, so the latest figures stand for all."""
-        if said.prompt_tokens is None or said.completion_tokens is None:
-            return
-        prompt_details, completion_details = said.prompt_tokens_details, said.completion_tokens_details
-        self._call.usage = Usage(
-            prompt_tokens=max(said.prompt_tokens, 0),
-            completion_tokens=max(said.completion_tokens, 0),
-            cached_tokens=(prompt_details.cached_tokens or 0) if prompt_details else 0,
-            reasoning_tokens=(completion_details.reasoning_tokens or 0) if completion_details else 0,
-            source="provider",
-        )
-        self._call.usage_complete = self._call.finish_reason is not None
+        usage = _read_usage(said)
+        if usage is not None:
+            self._call.usage = usage
+            self._usage_lags = False
+            self._call.usage_complete = self._call.finish_reason is not None
 
     def _joined(self, texts: list[str]) -> str:
         if not texts:
@@ -190,17 +183,42 @@ def _decode_leniently(data: bytes) -> _Event:
         raise malformed("not a chat completion chunk") from None
 
 
-class _ErrorBody(msgspec.Struct):
-    code: object = None
+def _read_usage(said: object) -> Usage | None:
+    """The provider's figures in our reading; ``None`` where they cannot be meant, which is as if it were silent."""
+    if not isinstance(said, dict):
+        return None
+    prompt, completion = _figure(said, "prompt_tokens"), _figure(said, "completion_tokens")
+    if not prompt or completion is None:  # there is no empty prompt
+        return None
+    cached = _figure(said.get("prompt_tokens_details"), "cached_tokens") or 0
+    reasoning = _figure(said.get("completion_tokens_details"), "reasoning_tokens") or 0
+    # Some providers leave thinking out of the completion; then the total tells, or thinking above the whole completion.
+    left_out = max((_figure(said, "total_tokens") or 0) - prompt - completion, 0)
+    if not left_out and reasoning > completion:
+        left_out = reasoning
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion + left_out,
+        cached_tokens=min(cached, prompt),
+        reasoning_tokens=max(reasoning, left_out),
+        source="provider",
+    )
 
 
-def _error_in_stream(raw: msgspec.Raw) -> ModelError:
-    try:
-        code = msgspec.json.decode(raw, type=_ErrorBody).code
-    except msgspec.MsgspecError:
-        code = None
-    if code in _REJECTED or code == "context_length_exceeded":
+def _figure(said: object, name: str) -> int | None:
+    value = said.get(name) if isinstance(said, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    sensible = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_FIGURE
+    return value if sensible else None
+
+
+def _error_in_stream(error: object) -> ModelError:
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    if code == "context_length_exceeded":
         return rejected("error in the stream")
+    if code.isascii() and code.isdigit() and len(code) == 3:
+        return error_for_status(int(code), detail=f"error {code} in the stream")
     return ModelError(ErrorCode.LLM_UNAVAILABLE, "The model failed while it answered.", detail="error in the stream")
 
 
@@ -214,12 +232,12 @@ def rejected(detail: str) -> ModelError:
     )
 
 
-def error_for_status(status: int, retry_after_s: float | None = None) -> ModelError:
+def error_for_status(status: int, retry_after_s: float | None = None, *, detail: str | None = None) -> ModelError:
     """What an HTTP status other than 2xx means for a turn."""
-    detail = f"HTTP {status}"
+    detail = detail or f"HTTP {status}"
     if status in _REJECTED:
         return rejected(detail)
-    if status in {401, 403}:
+    if status in {401, 403} or 300 <= status < 400:
         return ModelError(
             ErrorCode.LLM_UNAVAILABLE, "The model is not available to this service.", retryable=False, detail=detail
         )

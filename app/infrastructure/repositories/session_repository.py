@@ -33,7 +33,10 @@ _history = text(
         SELECT turn, role, content, token_count, coalesce((meta ->> 'partial')::boolean, false) AS partial,
                sum(coalesce(token_count, length(content) / 2)) OVER newest_first
                - coalesce(token_count, length(content) / 2) AS newer
-        FROM prompt_messages WHERE session_id = :session_id AND turn < :before_turn
+        FROM prompt_messages AS every WHERE session_id = :session_id AND turn < :before_turn AND EXISTS (
+            SELECT FROM prompt_messages AS answer
+            WHERE answer.session_id = every.session_id AND answer.turn = every.turn AND answer.role = 'ASSISTANT'
+        )
         WINDOW newest_first AS (ORDER BY turn DESC, role DESC)
     ) AS message
     WHERE newer <= :token_budget ORDER BY turn DESC, role DESC
@@ -74,14 +77,21 @@ class SessionRepository:
 
         The database itself holds the pair to one active session, so racing calls all get the same one.
         """
+        session, _ = await self.ensure_session(exam_id, participant_id, spec_id)
+        return session
+
+    async def ensure_session(
+        self, exam_id: int, participant_id: int, spec_id: int | None = None
+    ) -> tuple[PromptSession, bool]:
+        """The active session of the pair, and whether this call has started it; of racing calls just one has."""
         values = {"exam_id": exam_id, "participant_id": participant_id, "spec_id": spec_id}
         while True:
             created = (await self._db.scalars(_insert_session, [values])).first()
             if created is not None:
-                return created
+                return created, True
             active = await self.get_active_session(exam_id, participant_id)
             if active is not None:  # else it has ended between the two statements: then there is room for a new one
-                return active
+                return active, False
 
     async def get_active_session(self, exam_id: int, participant_id: int) -> PromptSession | None:
         """The session of the pair that has not ended."""
@@ -178,7 +188,7 @@ class SessionRepository:
         return (await self._db.scalars(statement)).all()
 
     async def history(self, session_id: int, *, before_turn: int, token_budget: int) -> list[HistoryMessage]:
-        """The newest messages before a turn that together fit the budget, and one beyond: newest turn first.
+        """The newest messages of answered turns that together fit the budget, and one beyond: newest turn first.
 
         Within a turn the candidate's message comes first. Messages that nobody counted weigh half their characters.
         """
