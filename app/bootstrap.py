@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,7 +19,8 @@ from app.application.turns.lease import Lease
 from app.application.turns.recovery import Recovery
 from app.application.turns.runner import Model, TurnRunner
 from app.application.turns.tail import Tails
-from app.core.settings import Settings
+from app.core.errors import StartupError
+from app.core.settings import DatabaseSettings, Settings
 from app.domain.guarding import GuardLabel, policy_refusing
 from app.domain.langgraph.graph import build_graph
 from app.infrastructure.cache.redis_client import RedisClient
@@ -25,7 +28,7 @@ from app.infrastructure.llm.models import OpenedModel, check_remote, history_bud
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.bell import Bell
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
-from app.infrastructure.persistence.migrate import migrate
+from app.infrastructure.persistence.migrate import migrate, schema_state, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, fault
 from app.infrastructure.repositories.state_repository import StateRepository
 
@@ -41,9 +44,28 @@ def silent(_line: str) -> None:
     """Progress that nobody reads."""
 
 
+def make_data_dir(path: Path) -> None:
+    """Make the data directory where it is missing, and see that it can be written; blocks.
+
+    Raises:
+        StartupError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"turnstone")
+    except OSError as error:
+        raise StartupError(
+            f"{path.absolute()} cannot be written: {error.strerror}.", "Make it writable, or set TURNSTONE_DATA_DIR."
+        ) from None
+
+
 @asynccontextmanager
-async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterator[Database]:
+async def open_database(settings: Settings, *, say: Say = silent, as_found: bool = False) -> AsyncIterator[Database]:
     """The database of the settings, bound for `get_db_context`; an embedded one is started, or shared if it runs.
+
+    Its tables are brought to this program's version, or with ``migrate`` off have to be of it. ``as_found`` takes
+    whatever is there, to look at it.
 
     Raises:
         StartupError: it cannot be used.
@@ -57,13 +79,22 @@ async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterat
             url = embedded.url
         database = Database(url, pool_size=settings.database.pool_size, timeout_s=settings.database.timeout_s)
         stack.push_async_callback(database.close)
-        if settings.database.migrate:
-            found = await asyncio.to_thread(migrate, database.url, timeout_s=settings.database.timeout_s)
-            if not found.up_to_date:
-                say("the database's tables are made")
-                log.info("database_migrated", found=found.current, now=found.wanted)
+        if not as_found:
+            await _prepare_tables(database, settings.database, say)
         bind(database)
         yield database
+
+
+async def _prepare_tables(database: Database, settings: DatabaseSettings, say: Say) -> None:
+    if settings.migrate:
+        found = await asyncio.to_thread(migrate, database.url, timeout_s=settings.timeout_s)
+        if not found.up_to_date:
+            say("the database's tables are made")
+            log.info("database_migrated", found=found.current, now=found.wanted)
+        return
+    found = await asyncio.to_thread(schema_state, database.url, timeout_s=settings.timeout_s)
+    if not found.up_to_date:
+        raise wrong_version(found)
 
 
 @asynccontextmanager
@@ -83,6 +114,8 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
                 log.warning("redis_unavailable")
         if settings.llm.model != "local" and (warning := await check_remote(settings.llm)) is not None:
             log.warning("model_unreachable", reason=warning)
+        if settings.llm.model == "local":
+            await asyncio.to_thread(make_data_dir, settings.data_dir)
         say("starting the local model" if settings.llm.model == "local" else f"the model is {settings.llm.model}")
         model = await open_model(settings, stack)
         await asyncio.to_thread(model.counter.load)

@@ -1,4 +1,7 @@
-"""The command ``turnstone``. Exit codes: 0 done, 1 failed, 2 used wrongly."""
+"""The command ``turnstone``. Exit codes: 0 done, 1 failed, 2 used wrongly.
+
+What a command runs is imported when it runs: the whole service takes seconds to load, and ``--help`` should not.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from app import __version__
-from app.bootstrap import open_database
 from app.core.errors import StartupError
 from app.core.logging import configure_logging
 from app.core.settings import Settings, load_settings
-from app.doctor import examine
 from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
 from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
@@ -36,6 +37,8 @@ sessions_cli = typer.Typer(help="Sessions and their conversations.", no_args_is_
 cli.add_typer(callbacks_cli, name="callbacks")
 cli.add_typer(sessions_cli, name="sessions")
 
+_LARGEST_ID = 2**63 - 1
+SessionId = Annotated[int, typer.Argument(max=_LARGEST_ID, help="The session's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for other programs.")]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")]
 
@@ -101,6 +104,8 @@ def demo_command(
 @cli.command("migrate")
 def migrate_command() -> None:
     """Bring the database's tables to this version. Safe to run at any time and from several places at once."""
+    from app.bootstrap import open_database
+
     settings = _settings()
 
     async def main() -> None:
@@ -113,6 +118,8 @@ def migrate_command() -> None:
 @cli.command("doctor")
 def doctor_command() -> None:
     """Check everything the service needs, and say what to do about what is missing."""
+    from app.doctor import examine
+
     settings = _settings(quiet=True)
     failed = 0
     for finding in asyncio.run(examine(settings)):
@@ -135,7 +142,7 @@ def version_command() -> None:
 def list_callbacks(
     status: Annotated[CallbackStatusEnum | None, typer.Option(help="Only these.")] = None,
     kind: Annotated[str | None, typer.Option("--type", help="Only this type, such as usage.")] = None,
-    session: Annotated[int | None, typer.Option(help="Only this session's.")] = None,
+    session: Annotated[int | None, typer.Option(max=_LARGEST_ID, help="Only this session's.")] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
@@ -187,8 +194,8 @@ def replay_callback(event_ids: Annotated[list[str], typer.Argument(help="Their w
 
 @sessions_cli.command("list")
 def list_sessions(
-    exam: Annotated[int | None, typer.Option(help="Only this exam's.")] = None,
-    participant: Annotated[int | None, typer.Option(help="Only this participant's.")] = None,
+    exam: Annotated[int | None, typer.Option(max=_LARGEST_ID, help="Only this exam's.")] = None,
+    participant: Annotated[int | None, typer.Option(max=_LARGEST_ID, help="Only this participant's.")] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
@@ -210,7 +217,7 @@ def list_sessions(
 
 
 @sessions_cli.command("show")
-def show_session(session_id: Annotated[int, typer.Argument(help="The session's id.")]) -> None:
+def show_session(session_id: SessionId) -> None:
     """Show a session's conversation."""
 
     async def show() -> None:
@@ -225,7 +232,7 @@ def show_session(session_id: Annotated[int, typer.Argument(help="The session's i
 
 @sessions_cli.command("export")
 def export_session(
-    session_id: Annotated[int, typer.Argument(help="The session's id.")],
+    session_id: SessionId,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output without it.")] = None,
 ) -> None:
     """Write a session with all its messages and callbacks as one JSON document."""
@@ -260,6 +267,8 @@ async def _export(session_id: int) -> dict[str, Any]:
 
 
 def _with_database(action: Callable[[], Awaitable[None]]) -> None:
+    from app.bootstrap import open_database
+
     settings = _settings(quiet=True)
 
     async def main() -> None:

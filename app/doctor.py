@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from app.bootstrap import open_database
+from app.bootstrap import make_data_dir, open_database
 from app.core.errors import StartupError
 from app.core.settings import Settings
 from app.infrastructure.cache.redis_client import RedisClient
 from app.infrastructure.llm.local_model import find_weights
 from app.infrastructure.llm.models import check_remote
-from app.infrastructure.persistence.migrate import schema_state
+from app.infrastructure.persistence.migrate import schema_state, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
 from app.infrastructure.webhook import WebhookSender
 from app.server import listen
@@ -57,28 +56,15 @@ async def _port(settings: Settings) -> str:
 
 
 async def _data_dir(settings: Settings) -> str:
-    path = settings.data_dir.absolute()
-
-    def write() -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(b"turnstone")
-
-    try:
-        await asyncio.to_thread(write)
-    except OSError as error:
-        raise StartupError(
-            f"{path} cannot be written: {error.strerror}.", "Make it writable, or set TURNSTONE_DATA_DIR."
-        ) from None
-    return f"{path} can be written"
+    await asyncio.to_thread(make_data_dir, settings.data_dir)
+    return f"{settings.data_dir.absolute()} can be written"
 
 
 async def _database(settings: Settings) -> str:
-    unmigrated = settings.model_copy(update={"database": settings.database.model_copy(update={"migrate": False})})
     try:
-        async with open_database(unmigrated) as database, get_db_context() as db:
+        async with open_database(settings, as_found=True) as database, get_db_context() as db:
             version = (await db.execute(text("SHOW server_version"))).scalar()
-            schema = await asyncio.to_thread(schema_state, database.url)
+            schema = await asyncio.to_thread(schema_state, database.url, timeout_s=settings.database.timeout_s)
     except DATABASE_DOWN:
         raise StartupError(
             "The database does not answer.", "Start it, or mend TURNSTONE_DATABASE__URL (unset: an embedded one)."
@@ -86,14 +72,11 @@ async def _database(settings: Settings) -> str:
     kind = "embedded PostgreSQL" if settings.database.url is None else "PostgreSQL"
     if schema.up_to_date:
         return f"{kind} {version}, tables at version {schema.current}"
-    if settings.database.migrate:
+    if settings.database.migrate and schema.known:
         return (
             f"{kind} {version}, tables at version {schema.current or 'none'} (`serve` brings them to {schema.wanted})"
         )
-    raise StartupError(
-        f"The tables are at version {schema.current or 'none'}, this program wants {schema.wanted}.",
-        "Run `turnstone migrate`.",
-    )
+    raise wrong_version(schema)
 
 
 async def _redis(settings: Settings) -> str:

@@ -12,6 +12,7 @@ from app import __version__
 from app.bootstrap import Say, open_resources, silent
 from app.core.settings import Settings
 from app.presentation.api import problems
+from app.presentation.api.auth import Gate
 from app.presentation.api.limits import BodyLimit
 from app.presentation.api.routes import callbacks, chat, health, pages, sessions
 
@@ -32,9 +33,12 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
         lifespan=lifespan,
         docs_url="/docs",
         redoc_url=None,
+        redirect_slashes=False,  # a path has one spelling; the others are 404, and say so as a problem
     )
     problems.install(app)
     app.add_middleware(BodyLimit, limit=settings.limits.frame_bytes)
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(problems.LastResort)  # added last, it stands first
     for router in (chat.router, sessions.router, callbacks.router, health.router, pages.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")

@@ -14,9 +14,16 @@ from typing import Any
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app.core.errors import StartupError
 from app.core.settings import Settings
+
+_UNREAD_MS = 60_000
+"""A client that takes nothing of what waits for it for this long is disconnected; it may resume.
+
+uvicorn's own keepalive closes such a connection too, but only once it has been read empty, so never.
+"""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -31,8 +38,12 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; every connection inherits it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
         listener.bind(address)
         listener.listen(2048)
+    except UnicodeError:
+        raise StartupError("TURNSTONE_HOST is no host's name.", "Mend TURNSTONE_HOST.") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise StartupError(
@@ -42,6 +53,38 @@ def listen(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}:{port}: {error.strerror}.", "Mend TURNSTONE_HOST and TURNSTONE_PORT."
         ) from None
     return listener
+
+
+_QUIET_S = 0.2
+"""A client that has sent nothing for this long has sent all of what was refused."""
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's, but: a client whose frame is refused hears why.
+
+    uvicorn closes the connection at once. What the client is still sending then resets it, and the close frame may be
+    lost on the way. Here the rest is read and thrown away until no more comes.
+    """
+
+    _linger_until = 0.0
+
+    def handle_parser_exception(self) -> None:
+        """Send the close frame; called again for whatever else comes, of which nothing is kept."""
+        now = self.loop.time()
+        if not self.close_sent:
+            assert self.conn.close_sent is not None, "the parser has refused something"
+            refused = self.conn.close_sent
+            self.close_sent = True
+            self._linger_until = now + self.close_timeout
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": refused.code, "reason": refused.reason})
+            if self.read_paused:
+                self.read_paused = False
+                self.transport.resume_reading()
+        elif self.close_timer is not None:
+            self.close_timer.cancel()
+        quiet = min(_QUIET_S, max(0.0, self._linger_until - now))
+        self.close_timer = self.loop.call_later(quiet, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -54,7 +97,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http="httptools",
-                ws="websockets-sansio",
+                ws=WebSocketProtocol,
                 ws_max_size=settings.limits.frame_bytes,
                 ws_per_message_deflate=False,
                 lifespan="off",  # whoever runs the server opens the application first, and hears its errors

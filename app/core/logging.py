@@ -32,3 +32,11 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpcore", "openai", "anthropic", "google_genai", "langchain", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def place_of(error: BaseException) -> str:
+    """File and line where an error arose: enough to find a bug, and nothing of what was being worked on."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else "unknown"

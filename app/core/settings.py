@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from app.core.errors import StartupError
 
@@ -22,18 +34,60 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _url_with_scheme(*schemes: str) -> AfterValidator:
+def _url_with_scheme(*schemes: str, needs_host: bool = False) -> AfterValidator:
     def check(value: str) -> str:
         if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
             raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("is not a URL: its host or its port cannot be read") from None
+        if needs_host and not host:
+            raise ValueError("names no host")
         return value
 
     return AfterValidator(check)
 
 
-HttpUrl = Annotated[str, _url_with_scheme("http", "https")]
+def _check_key(key: SecretStr) -> SecretStr:
+    """A key travels in a header, where a line break, such as a file's last one, cannot."""
+    value = key.get_secret_value()
+    if not value or not value.isascii() or not value.isprintable():
+        raise ValueError("must be of printable ASCII characters, without a line break")
+    return key
+
+
+def _check_signing_secret(secret: SecretStr) -> SecretStr:
+    before, prefix, encoded = secret.get_secret_value().rpartition("whsec_")
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if before or not prefix or not key:
+        raise ValueError("must be a Standard Webhooks secret: whsec_ and then 24 to 64 random bytes in base64")
+    return secret
+
+
+def _read_list(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("must be a JSON list, such as [1, 2, 4]") from None
+
+
+HttpUrl = Annotated[str, _url_with_scheme("http", "https", needs_host=True)]
 PostgresUrl = Annotated[str, _url_with_scheme("postgresql", "postgres")]
 RedisUrl = Annotated[str, _url_with_scheme("redis", "rediss", "unix")]
+Key = Annotated[SecretStr, AfterValidator(_check_key)]
+SigningSecret = Annotated[SecretStr, AfterValidator(_check_signing_secret)]
+ReadList = BeforeValidator(_read_list)
+"""Reads a list from an environment variable; with `NoDecode`, so that an error names the variable."""
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Delay = Annotated[float, Field(ge=0, le=31_536_000)]
+"""Seconds; none, or a year at most."""
 
 
 class _Section(BaseModel):
@@ -45,7 +99,7 @@ class DatabaseSettings(_Section):
 
     url: PostgresUrl | None = None
     pool_size: int = Field(10, ge=1, le=200, description="connections one process holds at most")
-    timeout_s: float = Field(5.0, gt=0, description="longest wait for a connection")
+    timeout_s: Seconds = Field(5.0, description="longest wait for a connection")
     migrate: bool = Field(True, description="run missing migrations at start")
 
 
@@ -53,7 +107,7 @@ class RedisSettings(_Section):
     """Redis mirrors running turns for other processes; without a URL live state stays in this process."""
 
     url: RedisUrl | None = None
-    timeout_s: float = Field(0.5, gt=0, description="longest wait for one command")
+    timeout_s: Seconds = Field(0.5, description="longest wait for one command")
 
 
 class LlmSettings(_Section):
@@ -61,9 +115,9 @@ class LlmSettings(_Section):
 
     model: str = Field("local", min_length=1)
     base_url: HttpUrl | None = None
-    api_key: SecretStr | None = None
+    api_key: Key | None = None
     max_output_tokens: int = Field(1024, ge=1)
-    timeout_s: float = Field(60.0, gt=0, description="silence of the provider that ends a turn")
+    timeout_s: Seconds = Field(60.0, description="silence of the provider that ends a turn")
     history_tokens: int = Field(12_000, ge=256, description="budget for the conversation sent along")
 
 
@@ -71,12 +125,12 @@ class CallbackSettings(_Section):
     """Where and how Core is told."""
 
     url: HttpUrl | None = None
-    api_key: SecretStr | None = None
-    signing_secret: SecretStr | None = None
-    retry_delays_s: tuple[Annotated[float, Field(ge=0)], ...] = (
+    api_key: Key | None = None
+    signing_secret: SigningSecret | None = None
+    retry_delays_s: Annotated[tuple[Delay, ...], ReadList, NoDecode] = (
         1, 2, 4, 15, 60, 300, 1800, 7200, 21600, 43200,
     )  # fmt: skip
-    timeout_s: float = Field(15.0, gt=0)
+    timeout_s: Seconds = 15.0
     concurrency: int = Field(16, ge=1, description="deliveries at once")
 
 
@@ -84,7 +138,7 @@ class AuthSettings(_Section):
     """Who may call: everybody on this machine (``open``), or whoever bears a token."""
 
     mode: Literal["open", "token"] = "open"
-    api_key: SecretStr | None = None
+    api_key: Key | None = None
 
 
 class WorkerSettings(_Section):
@@ -96,7 +150,7 @@ class WorkerSettings(_Section):
 class GuardSettings(_Section):
     """What the guard does about messages it has labelled; by default it only flags."""
 
-    refuse: tuple[Literal["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"], ...] = ()
+    refuse: Annotated[tuple[Literal["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"], ...], ReadList, NoDecode] = ()
 
 
 class LimitSettings(_Section):
@@ -114,6 +168,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         env_file=".env",
         env_file_encoding="utf-8",
+        env_ignore_empty=True,  # `NAME=` in a compose file or .env means that it is not set
         extra="ignore",
         frozen=True,
     )
@@ -123,9 +178,9 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".turnstone")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "json"
-    shutdown_grace_s: float = Field(10.0, ge=0, description="how long running turns may go on after SIGTERM")
+    shutdown_grace_s: float = Field(10.0, ge=0, le=86_400, description="how long running turns may go on after SIGTERM")
     flush_interval_s: float = Field(0.25, gt=0, le=5)
-    lease_s: float = Field(8.0, gt=0, le=20, description="an owner unheard of for this long has lost its turns")
+    lease_s: float = Field(8.0, gt=0, le=15, description="an owner unheard of for this long has lost its turns")
 
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
@@ -148,6 +203,9 @@ class Settings(BaseSettings):
         return self
 
 
+_REMEDY = "Mend the environment or .env and start again."
+
+
 def load_settings(**overrides: object) -> Settings:
     """Read the settings; ``overrides`` win over the environment.
 
@@ -161,4 +219,13 @@ def load_settings(**overrides: object) -> Settings:
         for item in error.errors(include_input=False, include_url=False):
             name = "TURNSTONE_" + "__".join(str(part).upper() for part in item["loc"]) if item["loc"] else ""
             lines.append(f"{name}: {item['msg']}".lstrip(": ").replace("Value error, ", ""))
-        raise StartupError("; ".join(lines) + ".", "Mend the environment or .env and start again.") from None
+        raise StartupError("; ".join(lines) + ".", _REMEDY) from None
+    except SettingsError as error:
+        # What it says of the value stays out; the section's name is all that it knows besides.
+        section = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), None)
+        name = "A variable" if section is None else f"TURNSTONE_{section.upper()}"
+        raise StartupError(
+            f"{name} cannot be read; a section's settings are variables of their own.", _REMEDY
+        ) from None
+    except UnicodeDecodeError:
+        raise StartupError("The file .env is not UTF-8.", "Save it as UTF-8 and start again.") from None

@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
-from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
+from standardwebhooks.webhooks import Webhook
 
-from app.core.errors import StartupError
 from app.core.http import parse_retry_after
 from app.core.settings import CallbackSettings
 
@@ -36,11 +35,7 @@ class Unreachable:
 
 
 class WebhookSender:
-    """POSTs events to Core over kept-alive connections.
-
-    Raises:
-        StartupError: the signing secret is not one.
-    """
+    """POSTs events to Core over kept-alive connections."""
 
     def __init__(self, settings: CallbackSettings) -> None:
         assert settings.url is not None, "there is somebody to tell"
@@ -48,7 +43,8 @@ class WebhookSender:
         self._headers = {"content-type": "application/json", "user-agent": "turnstone"}
         if settings.api_key is not None:
             self._headers["x-api-key"] = settings.api_key.get_secret_value()
-        self._signer = _signer(settings)
+        secret = settings.signing_secret
+        self._signer = Webhook(secret.get_secret_value()) if secret is not None else None
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout_s)
         self._client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.concurrency), cookie_jar=aiohttp.DummyCookieJar()
@@ -80,15 +76,3 @@ class WebhookSender:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
-
-
-def _signer(settings: CallbackSettings) -> Webhook | None:
-    if settings.signing_secret is None:
-        return None
-    try:
-        return Webhook(settings.signing_secret.get_secret_value())
-    except (ValueError, EmptyWebhookSecretError):
-        raise StartupError(
-            "TURNSTONE_CALLBACKS__SIGNING_SECRET is not a Standard Webhooks secret.",
-            "It is whsec_ followed by 24 to 64 random bytes in base64.",
-        ) from None

@@ -8,10 +8,11 @@ same ``webhook-id``.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import structlog
 
@@ -27,19 +28,32 @@ from app.infrastructure.repositories.callback_repository import (
 )
 from app.infrastructure.webhook import Delivered, Refused, Unreachable, WebhookSender
 
+T = TypeVar("T")
 log = structlog.get_logger()
 
 _LOOK_AROUND_S = 1.0
 """How often to look for due lanes without having been woken: for events of other processes, and after an outage."""
-_EVENTS_PER_LANE = 10
-"""Events sent before a result is written down; what a crash may send twice."""
+_LOOK_AGAIN_S = 0.05
+"""The shortest pause between two looks, for lanes that are due and that nobody can claim at this moment."""
+_TIDY_EVERY_S = 2.0
+_EVENTS_PER_CLAIM = 10
+_CLAIM_S = 1.0
+"""Events sent, and time after which no further one is begun, before the results are written down.
+
+It bounds what a crash may send twice, and for how long a session with a long backlog keeps its place.
+"""
 _GIVE_UP_AT_ONCE = {410}
 _GIVE_UP_SOON = {400, 413, 422}
 _TRIES_UNTIL_SOON = 3
+_SAYS_WHEN = {429, 503}
+_ASKED_BEYOND_TRIES_S = 60.0
 
 
 class CallbackRelay:
     """The delivery loop of one process.
+
+    Lanes that fail, and wait for another try, may take three quarters of the places, and so may the others: neither
+    kind can keep the other waiting, however many there are.
 
     Args:
         settings: where to and how.
@@ -49,135 +63,192 @@ class CallbackRelay:
     def __init__(self, settings: CallbackSettings, worker: Callable[[], int]) -> None:
         self._settings = settings
         self._worker = worker
+        self._places_per_kind = max(1, settings.concurrency * 3 // 4)
         self._woken = asyncio.Event()
-        self._lanes: set[asyncio.Task[None]] = set()
+        self._lanes: dict[asyncio.Task[None], ClaimedLane] = {}
+        self._stopping = False
 
     def wake(self) -> None:
         """Something was committed: look now."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled. Lanes in the middle of a POST are waited for, so that its outcome is written."""
+        """Deliver until cancelled. POSTs under way are waited for, so that their outcome is written."""
         if self._settings.url is None:
             return
         sender = WebhookSender(self._settings)
         try:
             await self._loop(sender)
         finally:
+            self._stopping = True
             if self._lanes:
                 await asyncio.wait(self._lanes, timeout=self._settings.timeout_s)
+            for task in self._lanes:
+                task.cancel()  # the database is away: what these lanes have sent will be sent again
             await sender.close()
 
     async def _loop(self, sender: WebhookSender) -> None:
-        held_released = False
+        tidy_at = 0.0
         while True:
             self._woken.clear()
             try:
-                if not held_released:
-                    async with get_db_context() as db:
-                        count = await CallbackRepository(db).release_held()
-                    held_released = True
-                    if count:
-                        log.info("callbacks_released", count=count)
+                if time.monotonic() >= tidy_at:
+                    await self._tidy()
+                    tidy_at = time.monotonic() + _TIDY_EVERY_S
                 wait = await self._claim_and_start(sender)
             except DATABASE_DOWN as error:
                 log.warning("callback_relay_waits_for_database", error=fault(error))
-                wait = _LOOK_AROUND_S
+                wait, tidy_at = _LOOK_AROUND_S, 0.0
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):  # not wait_for, which may swallow a cancellation in Python 3.11
                     await self._woken.wait()
 
-    async def _claim_and_start(self, sender: WebhookSender) -> float:
-        """Start what is due as far as there is room; returns how long to sleep if nobody wakes us."""
-        room = self._settings.concurrency - len(self._lanes)
-        if room <= 0:
-            return _LOOK_AROUND_S  # a lane that ends wakes us
+    async def _tidy(self) -> None:
+        """Release what was held, by a process without a receiver or by a claim that nobody here knows of.
+
+        Such a claim is left by a commit whose answer was lost, and by a lane that ended by a bug.
+        """
         worker = self._worker()
         async with get_db_context() as db:
             callbacks = CallbackRepository(db)
-            lanes = await callbacks.claim(worker, lanes=room)
-            if not lanes:
-                due_in = await callbacks.seconds_to_next()
-                return _LOOK_AROUND_S if due_in is None else min(max(due_in, 0.01), _LOOK_AROUND_S)
-        for lane in lanes:
-            task = asyncio.create_task(self._deliver_lane(sender, lane, worker), name=f"callbacks of {lane.session_id}")
-            self._lanes.add(task)
-            task.add_done_callback(self._lane_ended)
-        return 0.0 if len(lanes) == room else _LOOK_AROUND_S
+            held = await callbacks.release_held()
+            forgotten = await callbacks.release_forgotten(worker, self._sessions_of(worker))
+        if held or forgotten:
+            log.info("callbacks_released", events=held, lanes=forgotten)
+
+    async def _claim_and_start(self, sender: WebhookSender) -> float:
+        """Start what is due as far as there is room; returns how long to sleep if nobody wakes us."""
+        if len(self._lanes) >= self._settings.concurrency:
+            return _LOOK_AROUND_S  # a lane that ends wakes us
+        worker = self._worker()
+        claimed: list[ClaimedLane] = []
+        exhausted: list[bool] = []
+        async with get_db_context() as db:
+            callbacks = CallbackRepository(db)
+            for failing in (False, True):
+                room = self._room(failing, claimed)
+                lanes = await callbacks.claim(worker, failing=failing, limit=room) if room > 0 else []
+                claimed += lanes
+                if len(lanes) < room:
+                    exhausted.append(failing)
+            due_in = await callbacks.seconds_to_next(exhausted) if exhausted else None
+        for lane in claimed:
+            self._start(sender, lane)
+        return _LOOK_AROUND_S if due_in is None else min(max(due_in, _LOOK_AGAIN_S), _LOOK_AROUND_S)
+
+    def _room(self, failing: bool, claimed: list[ClaimedLane]) -> int:
+        """How many more lanes of a kind may be claimed, some being claimed already."""
+        busy = [*self._lanes.values(), *claimed]
+        of_kind = sum(lane.failing == failing for lane in busy)
+        return min(self._settings.concurrency - len(busy), self._places_per_kind - of_kind)
+
+    def _sessions_of(self, worker: int) -> set[int]:
+        return {lane.session_id for lane in self._lanes.values() if lane.worker == worker}
+
+    def _start(self, sender: WebhookSender, lane: ClaimedLane) -> None:
+        before = [task for task, other in self._lanes.items() if other.session_id == lane.session_id]
+        task = asyncio.create_task(self._deliver(sender, lane, before), name=f"callbacks of {lane.session_id}")
+        self._lanes[task] = lane
+        task.add_done_callback(self._lane_ended)
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
-        self._lanes.discard(task)
+        lane = self._lanes.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # The claim stays until this process's lease ends; that is right only for what nobody foresaw.
-            log.error("callback_lane_failed", error=type(error).__name__)
+            # Its claim is released when we tidy; not at once, for the error will come again.
+            log.error("callback_lane_failed", session_id=lane.session_id, error=type(error).__name__)
         self.wake()
 
-    async def _deliver_lane(self, sender: WebhookSender, lane: ClaimedLane, worker: int) -> None:
-        """Send a session's events in order until none is left or one has to wait."""
+    async def _deliver(self, sender: WebhookSender, lane: ClaimedLane, before: list[asyncio.Task[None]]) -> None:
+        """Send a session's next events, and write down what became of them.
+
+        ``before``: tasks that had the session; they may not have heard yet that their last commit was done.
+        """
+        if before:
+            await asyncio.wait(before)
+        events = await _when_database_answers(lambda callbacks: callbacks.next_events(lane, limit=_EVENTS_PER_CLAIM))
+        results = await self._send_in_order(sender, lane, events)
+        await _when_database_answers(lambda callbacks: _write_down(callbacks, lane, results))
+
+    async def _send_in_order(
+        self, sender: WebhookSender, lane: ClaimedLane, events: Sequence[CallbackEvent]
+    ) -> list[TryResult]:
+        """Send events until one has to wait, the claim's time is up, or this process is to stop or was fenced."""
         results: list[TryResult] = []
-        while True:
-            try:
-                async with get_db_context() as db:
-                    callbacks = CallbackRepository(db)
-                    if results:
-                        await callbacks.report(results)
-                        if results[-1].status is CallbackStatusEnum.PENDING:
-                            await callbacks.release_lane(lane.session_id, worker, delay_s=results[-1].delay_s)
-                            return
-                    results = []
-                    events = await callbacks.next_events(lane.session_id, worker, limit=_EVENTS_PER_LANE)
-                    if not events:
-                        if await callbacks.remove_lane(lane, worker):
-                            return
-                        wakes = await callbacks.wakes(lane.session_id, worker)
-                        if wakes is None:
-                            return
-                        lane = ClaimedLane(lane.session_id, wakes)
-                        continue
-            except DATABASE_DOWN as error:
-                log.warning("callback_outcome_waits_for_database", error=fault(error))
-                await asyncio.sleep(_LOOK_AROUND_S)
-                continue
-            for event in events:
-                result = await self._try(sender, event)
-                results.append(result)
-                if result.status is CallbackStatusEnum.PENDING:
-                    break
+        begun = time.monotonic()
+        for event in events:
+            if self._stopping or self._worker() != lane.worker or (results and time.monotonic() - begun > _CLAIM_S):
+                break
+            result = await self._try(sender, event)
+            results.append(result)
+            if result.status is CallbackStatusEnum.PENDING:
+                break
+        return results
 
     async def _try(self, sender: WebhookSender, event: CallbackEvent) -> TryResult:
         outcome = await sender.send(event.event_id, event.body())
-        result = judge(outcome, event, self._settings.retry_delays_s)
+        age_s = max((datetime.now(UTC) - event.occurred_at).total_seconds(), 0.0)
+        result = judge(outcome, event, self._settings.retry_delays_s, age_s)
         metrics.CALLBACK_TRIES.labels(type(outcome).__name__.lower()).inc()
         if result.status is CallbackStatusEnum.DELIVERED:
-            metrics.CALLBACK_LATENCY.observe((datetime.now(UTC) - event.occurred_at).total_seconds())
+            metrics.CALLBACK_LATENCY.observe(age_s)
         else:
             log.warning(
                 "callback_not_delivered",
                 event_id=event.event_id,
                 type=event.type,
-                attempt=event.attempts + 1,
+                attempt=result.number,
                 reason=result.error,
                 next_try_s=result.delay_s if result.status is CallbackStatusEnum.PENDING else None,
             )
         return result
 
 
-def judge(outcome: Delivered | Refused | Unreachable, event: CallbackEvent, delays_s: tuple[float, ...]) -> TryResult:
-    """What a try's outcome means for the event: delivered, tried again after a delay, or given up."""
-    if isinstance(outcome, Delivered):
-        return TryResult(event.id, CallbackStatusEnum.DELIVERED)
-    tries = event.attempts + 1
-    if isinstance(outcome, Unreachable):
-        reason, allowed, asked_for = outcome.reason, math.inf, None
+async def _when_database_answers(work: Callable[[CallbackRepository], Awaitable[T]]) -> T:
+    """Do ``work`` in a transaction, for as long as it takes."""
+    while True:
+        try:
+            async with get_db_context() as db:
+                return await work(CallbackRepository(db))
+        except DATABASE_DOWN as error:
+            log.warning("callback_lane_waits_for_database", error=fault(error))
+            await asyncio.sleep(_LOOK_AROUND_S)
+
+
+async def _write_down(callbacks: CallbackRepository, lane: ClaimedLane, results: Sequence[TryResult]) -> None:
+    if results:
+        await callbacks.report(results)
+    if results and results[-1].status is CallbackStatusEnum.PENDING:
+        await callbacks.give_back(lane, failing=True, delay_s=results[-1].delay_s)
     else:
-        reason, allowed, asked_for = f"HTTP {outcome.status}", math.inf, None
-        if outcome.status in _GIVE_UP_AT_ONCE:
-            allowed = 1
-        elif outcome.status in _GIVE_UP_SOON:
-            allowed = _TRIES_UNTIL_SOON
-        elif outcome.status in {429, 503}:
-            asked_for = outcome.retry_after_s
-    if tries >= min(allowed, len(delays_s) + 1):
-        return TryResult(event.id, CallbackStatusEnum.FAILED, reason)
-    delay = delays_s[tries - 1] if asked_for is None else asked_for
-    return TryResult(event.id, CallbackStatusEnum.PENDING, reason, delay)
+        await callbacks.give_back(lane, failing=False)
+
+
+def judge(
+    outcome: Delivered | Refused | Unreachable, event: CallbackEvent, delays_s: Sequence[float], age_s: float
+) -> TryResult:
+    """What a try's outcome means for the event: delivered, tried again after a delay, or given up.
+
+    Core may say when to come again. Tries at its own times do not end the event before the delays together have
+    passed: a Core that asks for a second's patience ten times is not given up after ten seconds.
+
+    Args:
+        outcome: of the try that has just been made.
+        event: as it was before it.
+        delays_s: seconds before each further try.
+        age_s: seconds since the event was recorded.
+    """
+    number = event.attempts + 1
+    if isinstance(outcome, Delivered):
+        return TryResult(event.id, number, CallbackStatusEnum.DELIVERED)
+    reason = outcome.reason if isinstance(outcome, Unreachable) else f"HTTP {outcome.status}"
+    status = outcome.status if isinstance(outcome, Refused) else None
+    asked_for = outcome.retry_after_s if isinstance(outcome, Refused) and status in _SAYS_WHEN else None
+    if status in _GIVE_UP_AT_ONCE or (status in _GIVE_UP_SOON and number >= _TRIES_UNTIL_SOON):
+        return TryResult(event.id, number, CallbackStatusEnum.FAILED, reason)
+    if number <= len(delays_s):
+        delay = delays_s[number - 1] if asked_for is None else asked_for
+    elif asked_for is not None and age_s < sum(delays_s):
+        delay = max(asked_for, min(delays_s[-1], _ASKED_BEYOND_TRIES_S))
+    else:
+        return TryResult(event.id, number, CallbackStatusEnum.FAILED, reason)
+    return TryResult(event.id, number, CallbackStatusEnum.PENDING, reason, delay)

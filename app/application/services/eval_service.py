@@ -88,9 +88,14 @@ class TurnStream:
 
     async def __aiter__(self) -> AsyncIterator[Started | Piece | Ending]:
         attached = await self
-        yield attached.started
-        async for event in read(attached.log):
-            yield event
+        reader = _Waiting()
+        attached.log.attach(reader)  # at once: a turn of another process is followed only while somebody reads it
+        try:
+            yield attached.started
+            async for event in read(attached.log):
+                yield event
+        finally:
+            attached.log.detach(reader)
 
 
 class EvalService:
@@ -280,8 +285,8 @@ class EvalService:
                 raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering another message.")
             if session.ended_at is not None and command.session_id is not None:
                 raise TurnstoneError(ErrorCode.SESSION_ENDED, "The session has ended.")
-        if self._runner.draining:
-            raise TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
+            if self._runner.draining:
+                raise TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
         return None
 
     async def _session_of_pair(self, sessions: SessionRepository, command: ChatCommand) -> PromptSession:

@@ -2,8 +2,8 @@
 
 A lease is one row whose ``beats`` grow. Its owner owns turns and callback lanes under the row's id, the fencing token.
 Whoever sees another's beats stand still for a whole lease length, by its own monotonic clock and without a database
-error meanwhile, fences it: from then on the old owner can write nothing. So an outage of the database, in which nobody
-can renew, fences nobody.
+error or a long silence meanwhile, fences it: from then on the old owner can write nothing. So an outage or a stall of
+the database, in which nobody can renew, fences nobody.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Lease:
         self._on_lost = on_lost
         self._token = 0
         self._seen: dict[int, tuple[int, float]] = {}
+        self._looked_at = 0.0
 
     @property
     def token(self) -> int:
@@ -82,7 +83,14 @@ class Lease:
             self._on_lost(lost)
 
     async def watch(self, now: float) -> None:
-        """Fence every lease that has stood still for its whole length; ``now`` is monotonic seconds."""
+        """Fence every lease that has stood still for its whole length; ``now`` is monotonic seconds.
+
+        Who has not looked for half a length begins anew: the database hung, or this process did, and perhaps the owners
+        with it.
+        """
+        if now - self._looked_at > self._length_s / 2:
+            self._seen.clear()
+        self._looked_at = now
         async with get_db_context() as db:
             others = dict(await WorkerRepository(db).beats_of_others(self._token))
         self._seen = {

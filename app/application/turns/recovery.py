@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.application.turns.ending import INTERRUPTED, FinalTurn, count_call
 from app.application.turns.input import TurnInput, load_input
 from app.application.turns.running import TurnRef
 from app.application.turns.settlement import NotOursError, settle
-from app.core import metrics
 from app.domain.conversation import TurnStatus
 from app.domain.model_client import ModelCall
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.models import PromptTurn
-from app.infrastructure.persistence.session import get_db_context
+from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import StoredText, TurnEnding, TurnRepository
 
@@ -46,7 +46,7 @@ class Recovery:
         while True:
             async with get_db_context() as db:
                 orphans = await TurnRepository(db).orphans()
-            done = [await self._settle(turn, after_fencing=True) for turn in orphans]
+            done = [await self._try_to_settle(turn) for turn in orphans]
             settled += sum(done)
             if not any(done):
                 break
@@ -61,6 +61,16 @@ class Recovery:
                 turn = await TurnRepository(db).get(turn_pk)
             if turn is not None:
                 await self._settle(turn, after_fencing=False)
+
+    async def _try_to_settle(self, turn: PromptTurn) -> bool:
+        """One turn that the database does not take must not keep the others from their end, nor the lease from us."""
+        try:
+            return await self._settle(turn, after_fencing=True)
+        except DATABASE_DOWN:
+            raise
+        except SQLAlchemyError as error:
+            log.error("turn_cannot_be_settled", turn_pk=turn.id, error=fault(error))
+            return False
 
     async def _settle(self, turn: PromptTurn, *, after_fencing: bool) -> bool:
         async with get_db_context() as db:
@@ -82,7 +92,6 @@ class Recovery:
             await settle(ref, self._final(turn, given, flushed), held=self._held, after_fencing=after_fencing)
         except NotOursError:
             return False
-        metrics.TURNS.labels(TurnStatus.INTERRUPTED.value).inc()
         log.warning("turn_interrupted", turn_pk=turn.id, characters=len(flushed.content))
         self._on_settled()
         return True

@@ -24,6 +24,7 @@ from app.application.turns.running import RunningTurn
 from app.application.turns.settlement import NotOursError, settle
 from app.core import metrics
 from app.core.errors import ModelError
+from app.core.logging import place_of
 from app.domain.conversation import Usage
 from app.domain.guarding import GuardPolicy
 from app.domain.langgraph.context import TurnContext
@@ -204,7 +205,7 @@ class TurnRunner:
             log.warning("model_failed", turn_pk=turn.ref.pk, code=error.code, detail=error.detail)
             return Outcome(error=error)
         except Exception as error:  # noqa: BLE001  # the boundary: whatever went wrong, the turn has to end
-            log.error("turn_failed", turn_pk=turn.ref.pk, error=type(error).__name__, at=_where(error))
+            log.error("turn_failed", turn_pk=turn.ref.pk, error=type(error).__name__, at=place_of(error))
             return Outcome(error=INTERNAL)
         return Outcome(finish_reason=state["finish_reason"])
 
@@ -264,7 +265,6 @@ class TurnRunner:
                 break
         self._on_settled()
         turn.log.end(ending_from(final.row))
-        _count(final)
         return True
 
     async def _end_as_stored(self, turn: RunningTurn) -> None:
@@ -282,17 +282,3 @@ class TurnRunner:
             else:
                 await asyncio.sleep(_OTHERS_SETTLE_POLL_S)
 
-
-def _count(final: FinalTurn) -> None:
-    metrics.TURNS.labels(final.row.status.value).inc()
-    usage = final.row.usage
-    metrics.TOKENS.labels("prompt", usage.source).inc(usage.prompt_tokens)
-    metrics.TOKENS.labels("completion", usage.source).inc(usage.completion_tokens)
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the innermost frame: enough to find a bug, and nothing of what was being worked on."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else "?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.application.services.callback_service import CallbackService
 from app.application.turns.ending import FinalTurn, sum_usage
 from app.application.turns.running import TurnRef
+from app.core import metrics
 from app.domain.conversation import TurnStatus
 from app.infrastructure.persistence.models import PromptRoleEnum
 from app.infrastructure.persistence.session import get_db_context
@@ -39,6 +40,9 @@ async def settle(ref: TurnRef, final: FinalTurn, *, held: bool, after_fencing: b
             await sessions.save_messages_batch(ref.session_id, [answer])
         await turns.add_calls(ref.session_id, ref.turn, final.calls)
         await _record_callbacks(CallbackService(db, held=held), ref, final)
+    metrics.TURNS.labels(final.row.status.value).inc()
+    metrics.TOKENS.labels("prompt", usage.source).inc(usage.prompt_tokens)
+    metrics.TOKENS.labels("completion", usage.source).inc(usage.completion_tokens)
 
 
 async def _record_callbacks(callbacks: CallbackService, ref: TurnRef, final: FinalTurn) -> None:

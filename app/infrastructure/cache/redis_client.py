@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -13,18 +13,25 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from app.core.errors import StartupError
+
 log = structlog.get_logger()
 
 _REST_AFTER_FAULT_S = 1.0
+_FAULTS = (RedisError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamEntry:
-    """Fields to append to a stream that expires ``ttl_s`` seconds after its last entry."""
+    """Fields to append to a stream that expires ``ttl_s`` seconds after its last entry.
+
+    ``begins``: whatever the stream held before goes. Without fields nothing is appended.
+    """
 
     key: str
-    fields: dict[str, bytes | str | int]
     ttl_s: int
+    fields: dict[str, bytes | str | int] = field(default_factory=dict)
+    begins: bool = False
 
 
 class RedisClient:
@@ -35,30 +42,51 @@ class RedisClient:
     Args:
         url: ``redis://…``
         timeout_s: longest wait for one command.
+
+    Raises:
+        StartupError: the URL cannot be read.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 0.5) -> None:
-        self._redis: Redis = Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=False,
-        )
+        try:
+            self._redis: Redis = Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=False,
+            )
+        except ValueError:  # its text may quote the password
+            raise StartupError(
+                "TURNSTONE_REDIS__URL is not an address of Redis.", "Write it as redis://[user:password@]host:port/0."
+            ) from None
         self._resting_until = 0.0
         self._down = False
 
-    async def append(self, entries: Sequence[StreamEntry]) -> bool:
-        """Append entries to their streams in one round trip; ``False`` where Redis was not there."""
-        if not entries or not self._try_now():
-            return not entries
+    @property
+    def resting(self) -> bool:
+        """Whether Redis is left alone just now, because it failed a moment ago."""
+        return time.monotonic() < self._resting_until
+
+    async def write(self, entries: Sequence[StreamEntry], *, remove: Iterable[str] = ()) -> bool:
+        """Append entries to their streams and remove other streams, in one round trip.
+
+        ``False`` where Redis was not there; what was written then is not known.
+        """
+        if self.resting:
+            return False
         pipeline = self._redis.pipeline(transaction=False)
+        for key in remove:
+            pipeline.unlink(key)
         for entry in entries:
-            pipeline.xadd(entry.key, entry.fields)  # type: ignore[arg-type]  # its own alias is narrower than it takes
-            pipeline.expire(entry.key, entry.ttl_s)
+            if entry.begins:
+                pipeline.unlink(entry.key)
+            if entry.fields:
+                pipeline.xadd(entry.key, entry.fields)  # type: ignore[arg-type]  # its alias is narrower than it takes
+                pipeline.expire(entry.key, entry.ttl_s)
         try:
             await pipeline.execute()
-        except (RedisError, OSError, TimeoutError) as error:
+        except _FAULTS as error:
             self._note_fault(error)
             return False
         self._note_success()
@@ -66,11 +94,11 @@ class RedisClient:
 
     async def entries(self, key: str) -> list[dict[bytes, bytes]] | None:
         """All entries of a stream, oldest first; empty where it does not exist, ``None`` where Redis was not there."""
-        if not self._try_now():
+        if self.resting:
             return None
         try:
             found: Any = await self._redis.xrange(key)
-        except (RedisError, OSError, TimeoutError) as error:
+        except _FAULTS as error:
             self._note_fault(error)
             return None
         self._note_success()
@@ -80,16 +108,13 @@ class RedisClient:
         """Whether Redis answers now."""
         try:
             await self._redis.ping()
-        except (RedisError, OSError, TimeoutError):
+        except _FAULTS:
             return False
         return True
 
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
-
-    def _try_now(self) -> bool:
-        return time.monotonic() >= self._resting_until
 
     def _note_fault(self, error: Exception) -> None:
         self._resting_until = time.monotonic() + _REST_AFTER_FAULT_S

@@ -45,6 +45,7 @@ class Bell:
                         await connection.execute(f"NOTIFY {_CHANNEL}")
             except (psycopg.Error, OSError) as error:
                 log.warning("bell_waits_for_database", error=type(error).__name__)
+                self._rung.set()  # it may not have been passed on
                 await asyncio.sleep(_RECONNECT_S)
 
     async def listen_forever(self, heard: Callable[[], None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +11,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import URL, Connection, create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from app.core.errors import StartupError
@@ -21,10 +23,14 @@ _LOCK = 0x7475726E  # any number; all processes that migrate wait for each other
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """The schema's version in the database (``None``: empty) and the version that this code wants."""
+    """The schema's version in the database (``None``: empty) and the version that this code wants.
+
+    ``known``: this code knows the version that is there; a later program's it does not.
+    """
 
     current: str | None
     wanted: str
+    known: bool = True
 
     @property
     def up_to_date(self) -> bool:
@@ -46,14 +52,14 @@ def wanted_version() -> str:
     return head
 
 
-def schema_state(url: URL) -> SchemaState:
-    """Where the schema stands; blocks, so call it in a thread."""
-    engine = create_engine(url, poolclass=NullPool)
-    try:
-        with engine.connect() as connection:
-            return SchemaState(MigrationContext.configure(connection).get_current_revision(), wanted_version())
-    finally:
-        engine.dispose()
+def schema_state(url: URL, *, timeout_s: float = 5.0) -> SchemaState:
+    """Where the schema stands; blocks, so call it in a thread.
+
+    Raises:
+        StartupError: the database cannot be reached, or does not let us.
+    """
+    with _connected(url, timeout_s) as connection:
+        return _state(connection)
 
 
 def migrate(url: URL, *, timeout_s: float = 5.0) -> SchemaState:
@@ -63,31 +69,55 @@ def migrate(url: URL, *, timeout_s: float = 5.0) -> SchemaState:
         The state as it was found.
 
     Raises:
-        StartupError: the database cannot be reached.
+        StartupError: the database cannot be reached, does not let us, or was made by a later program.
     """
+    with _connected(url, timeout_s) as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        connection.commit()
+        found = _state(connection)
+        connection.commit()
+        if not found.known:
+            raise wrong_version(found)
+        if not found.up_to_date:
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+        return found
+
+
+@contextmanager
+def _connected(url: URL, timeout_s: float) -> Iterator[Connection]:
     engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": max(1, round(timeout_s))})
     try:
         with engine.connect() as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
-            connection.commit()
-            found = SchemaState(MigrationContext.configure(connection).get_current_revision(), wanted_version())
-            connection.commit()
-            if not found.up_to_date:
-                config = alembic_config()
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-                connection.commit()
-            return found
-    except OperationalError as error:
+            yield connection
+    except DBAPIError as error:
         raise unreachable(url, error) from None
     finally:
         engine.dispose()
 
 
+def _state(connection: Connection) -> SchemaState:
+    current = MigrationContext.configure(connection).get_current_revision()
+    versions = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
+    return SchemaState(current, wanted_version(), known=current is None or current in versions)
+
+
+def wrong_version(found: SchemaState) -> StartupError:
+    """What to tell an operator whose tables are not, and are not to be made, what this program wants."""
+    return StartupError(
+        f"The database's tables are at version {found.current or 'none'}, this program wants {found.wanted}.",
+        "Run `turnstone migrate`." if found.known else "A later program made them: use that one, or another database.",
+    )
+
+
 def unreachable(url: URL, error: Exception) -> StartupError:
     """What to tell an operator whose database does not answer; the password is left out."""
+    # Options in the query may hold secrets too; only those that say where the server is are shown.
+    shown = url.set(query={name: value for name, value in url.query.items() if name in {"host", "port"}})
     reason = str(getattr(error, "orig", error)).strip().splitlines()
-    where = url.render_as_string(hide_password=True).replace("postgresql+psycopg://", "postgresql://")
+    where = shown.render_as_string(hide_password=True).replace("postgresql+psycopg://", "postgresql://")
     return StartupError(
         f"The database {where} cannot be used: {reason[0] if reason else 'no answer'}.",
         "Start it, or mend TURNSTONE_DATABASE__URL (unset, an embedded PostgreSQL is used).",

@@ -33,6 +33,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=timeout_s,
+            hide_parameters=True,  # an error's text may end in a log, and a parameter may be what a candidate wrote
             connect_args={"connect_timeout": max(1, round(timeout_s)), "application_name": "turnstone"},
         )
 

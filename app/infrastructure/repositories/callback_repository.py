@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, text, tuple_, update
+from sqlalchemy import case, func, null, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.ids import new_event_id
-from app.infrastructure.persistence.models import Callback, CallbackLane, CallbackStatusEnum, PromptSession
+from app.infrastructure.persistence.models import Callback, CallbackStatusEnum, PromptSession
 
 _record = text(
     """
@@ -36,13 +36,24 @@ _claim = text(
     """
     WITH due AS (
         SELECT session_id FROM callback_lanes
-        WHERE claimed_by IS NULL AND due_at <= now()
-        ORDER BY due_at LIMIT :lanes FOR UPDATE SKIP LOCKED
+        WHERE failing = :failing AND claimed_by IS NULL AND due_at <= now()
+        ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
+    ), me AS (
+        -- Waits for whoever fences us just now: a lane claimed meanwhile would never be freed.
+        SELECT id FROM workers WHERE id = :worker AND fenced_at IS NULL AND EXISTS (SELECT 1 FROM due) FOR SHARE
     )
-    UPDATE callback_lanes AS lane SET claimed_by = :worker FROM due
+    UPDATE callback_lanes AS lane SET claimed_by = me.id FROM due, me
     WHERE lane.session_id = due.session_id
-      AND EXISTS (SELECT 1 FROM workers WHERE id = :worker AND fenced_at IS NULL)
     RETURNING lane.session_id, lane.wakes
+    """
+)
+_seconds_to_next = text(
+    """
+    SELECT extract(epoch FROM min(next.due_at) - now())
+    FROM unnest(CAST(:kinds AS boolean[])) AS kind(failing), LATERAL (
+        SELECT due_at FROM callback_lanes AS lane
+        WHERE lane.failing = kind.failing AND lane.claimed_by IS NULL ORDER BY due_at LIMIT 1
+    ) AS next
     """
 )
 _next_events = text(
@@ -62,25 +73,47 @@ _report = text(
     SET status = r.status, attempts = c.attempts + 1, last_error = r.error,
         next_try_at = CASE WHEN r.status = 'pending' THEN now() + make_interval(secs => r.delay_s) END,
         delivered_at = CASE WHEN r.status = 'delivered' THEN now() END
-    FROM unnest(CAST(:ids AS bigint[]), CAST(:statuses AS text[]), CAST(:errors AS text[]), CAST(:delays AS float8[]))
-         AS r(id, status, error, delay_s)
-    WHERE c.id = r.id AND c.status = 'pending'
+    FROM unnest(
+        CAST(:ids AS bigint[]), CAST(:tries AS int[]), CAST(:statuses AS text[]), CAST(:errors AS text[]),
+        CAST(:delays AS float8[])
+    ) AS r(id, try, status, error, delay_s)
+    WHERE c.id = r.id AND c.status = 'pending' AND (c.attempts = r.try - 1 OR r.status = 'delivered')
     """
 )
 _remove_lane = text(
-    "DELETE FROM callback_lanes WHERE session_id = :session_id AND claimed_by = :worker AND wakes = :wakes"
+    """
+    DELETE FROM callback_lanes
+    WHERE session_id = :session_id AND claimed_by = :worker AND wakes = :wakes
+      AND NOT EXISTS (SELECT 1 FROM callbacks WHERE session_id = :session_id AND status = 'pending')
+    """
 )
 _release_lane = text(
     """
-    UPDATE callback_lanes SET claimed_by = NULL, due_at = now() + make_interval(secs => :delay_s)
+    UPDATE callback_lanes SET claimed_by = NULL, failing = :failing, due_at = now() + make_interval(secs => :delay_s)
     WHERE session_id = :session_id AND claimed_by = :worker
     """
 )
-_wake_lanes = text(
+_release_forgotten = text(
     """
-    INSERT INTO callback_lanes (session_id)
-    SELECT DISTINCT session_id FROM callbacks WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'pending'
-    ON CONFLICT (session_id) DO UPDATE SET wakes = callback_lanes.wakes + 1, due_at = now()
+    UPDATE callback_lanes SET claimed_by = NULL
+    WHERE claimed_by = :worker AND session_id <> ALL(CAST(:session_ids AS bigint[]))
+    """
+)
+_release_held = text(
+    """
+    WITH released AS (
+        UPDATE callbacks SET status = 'pending', next_try_at = now() WHERE status = 'held' RETURNING session_id
+    ), lanes AS (
+        INSERT INTO callback_lanes (session_id) SELECT DISTINCT session_id FROM released
+        ON CONFLICT (session_id) DO UPDATE SET wakes = callback_lanes.wakes + 1
+    )
+    SELECT count(*) FROM released
+    """
+)
+_wake_lane = text(
+    """
+    INSERT INTO callback_lanes (session_id) VALUES (:session_id)
+    ON CONFLICT (session_id) DO UPDATE SET wakes = callback_lanes.wakes + 1, due_at = now(), failing = false
     """
 )
 
@@ -131,20 +164,33 @@ class CallbackEvent:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedLane:
-    """A session whose events are ours to deliver for now; ``wakes`` as it was when claimed."""
+    """A session whose events are ours to deliver for now.
+
+    ``wakes`` and ``failing`` are as they were when it was claimed, under the id of ``worker``.
+    """
 
     session_id: int
     wakes: int
+    failing: bool
+    worker: int
 
 
 @dataclass(frozen=True, slots=True)
 class TryResult:
-    """What became of one try. ``delay_s`` is the wait before the next one, where ``status`` is pending."""
+    """What became of an event's try; ``number`` counts them from 1.
+
+    ``delay_s`` is the wait before the next one, where ``status`` is pending.
+    """
 
     callback_id: int
+    number: int
     status: CallbackStatusEnum
     error: str | None = None
     delay_s: float = 0.0
+
+
+_PENDING = CallbackStatusEnum.PENDING
+_is_held = Callback.status == CallbackStatusEnum.HELD
 
 
 class CallbackRepository:
@@ -169,77 +215,82 @@ class CallbackRepository:
         }
         return (await self._db.scalars(_record, values)).first()
 
-    async def claim(self, worker: int, *, lanes: int) -> list[ClaimedLane]:
-        """Claim at most ``lanes`` sessions that have something due; none twice, whoever else claims."""
-        rows = await self._db.execute(_claim, {"worker": worker, "lanes": lanes})
-        return [ClaimedLane(row.session_id, row.wakes) for row in rows]
+    async def claim(self, worker: int, *, failing: bool, limit: int) -> list[ClaimedLane]:
+        """Claim at most ``limit`` due lanes, longest due first; none twice, whoever else claims.
 
-    async def wakes(self, session_id: int, worker: int) -> int | None:
-        """How often the lane has been woken; ``None`` where the claim is not the worker's any more."""
-        statement = select(CallbackLane.wakes).where(
-            CallbackLane.session_id == session_id, CallbackLane.claimed_by == worker
-        )
-        return (await self._db.scalars(statement)).first()
+        Args:
+            worker: under whose id; nothing is claimed for one that is fenced.
+            failing: those whose last try failed, or else the others.
+            limit: how many at most.
+        """
+        rows = await self._db.execute(_claim, {"worker": worker, "failing": failing, "limit": limit})
+        return [ClaimedLane(row.session_id, row.wakes, failing, worker) for row in rows]
 
-    async def next_events(self, session_id: int, worker: int, *, limit: int) -> list[CallbackEvent]:
-        """The session's next events in order; none where the claim is not the worker's any more."""
-        rows = await self._db.execute(_next_events, {"session_id": session_id, "worker": worker, "limit": limit})
-        return [CallbackEvent(**row._mapping) for row in rows]
+    async def seconds_to_next(self, kinds: Sequence[bool]) -> float | None:
+        """Seconds until an unclaimed lane falls due, failing or not as ``kinds`` says; ``None`` where there is none.
+
+        Negative where it is overdue.
+        """
+        value = (await self._db.scalars(_seconds_to_next, {"kinds": list(kinds)})).first()
+        return None if value is None else float(value)
+
+    async def next_events(self, lane: ClaimedLane, *, limit: int) -> list[CallbackEvent]:
+        """The lane's next events in order; none where the claim is not the worker's any more."""
+        values = {"session_id": lane.session_id, "worker": lane.worker, "limit": limit}
+        return [CallbackEvent(**row._mapping) for row in await self._db.execute(_next_events, values)]
 
     async def report(self, results: Sequence[TryResult]) -> None:
-        """Write down what became of some tries."""
+        """Write down what became of some tries. Doing so twice changes nothing."""
         await self._db.execute(
             _report,
             {
                 "ids": [result.callback_id for result in results],
+                "tries": [result.number for result in results],
                 "statuses": [result.status.value for result in results],
                 "errors": [result.error for result in results],
                 "delays": [result.delay_s for result in results],
             },
         )
 
-    async def remove_lane(self, lane: ClaimedLane, worker: int) -> bool:
-        """Remove a lane that is empty; ``False`` when it has been woken since it was claimed."""
-        result: Any = await self._db.execute(
-            _remove_lane, {"session_id": lane.session_id, "worker": worker, "wakes": lane.wakes}
-        )
-        return bool(result.rowcount)
+    async def give_back(self, lane: ClaimedLane, *, failing: bool, delay_s: float = 0.0) -> None:
+        """End a claim: the lane is removed if it is empty, and due again after ``delay_s`` if it is not.
 
-    async def release_lane(self, session_id: int, worker: int, *, delay_s: float) -> None:
-        """Give a lane back, due again after ``delay_s``."""
-        await self._db.execute(_release_lane, {"session_id": session_id, "worker": worker, "delay_s": delay_s})
+        Nothing happens where the claim is not the worker's any more.
+        """
+        place = {"session_id": lane.session_id, "worker": lane.worker}
+        removed: Any = await self._db.execute(_remove_lane, {**place, "wakes": lane.wakes})
+        if not removed.rowcount:
+            await self._db.execute(_release_lane, {**place, "failing": failing, "delay_s": delay_s})
 
-    async def seconds_to_next(self) -> float | None:
-        """Seconds until an unclaimed lane falls due (negative: it is overdue); ``None`` where nothing waits."""
-        wait = func.extract("epoch", func.min(CallbackLane.due_at) - func.now())
-        value = (await self._db.scalars(select(wait).where(CallbackLane.claimed_by.is_(None)))).first()
-        return None if value is None else float(value)
+    async def release_forgotten(self, worker: int, session_ids: Collection[int]) -> int:
+        """End the worker's claims on all other sessions than these; returns how many."""
+        result: Any = await self._db.execute(_release_forgotten, {"worker": worker, "session_ids": list(session_ids)})
+        return int(result.rowcount)
 
     async def release_held(self) -> int:
         """Let go what was held while no receiver was set; returns how many events."""
-        statement = (
-            update(Callback)
-            .where(Callback.status == CallbackStatusEnum.HELD)
-            .values(status=CallbackStatusEnum.PENDING, next_try_at=func.now())
-            .returning(Callback.id)
-            .execution_options(synchronize_session=False)
-        )
-        ids = (await self._db.scalars(statement)).all()
-        if ids:
-            await self._db.execute(_wake_lanes, {"ids": list(ids)})
-        return len(ids)
+        return int((await self._db.scalars(_release_held)).one())
 
     async def replay(self, event_id: str) -> Callback | None:
-        """Send an event once more with all its tries, whatever became of it; keeps its id and its number."""
+        """Send an event once more with all its tries, whatever became of it; keeps its id and its number.
+
+        What is held stays so: it goes out as soon as there is somebody to send it to.
+        """
         statement = (
             update(Callback)
             .where(Callback.event_id == event_id)
-            .values(status=CallbackStatusEnum.PENDING, attempts=0, next_try_at=func.now(), last_error=None)
+            .values(
+                status=case((_is_held, Callback.status), else_=_PENDING),
+                attempts=0,
+                next_try_at=case((_is_held, null()), else_=func.now()),
+                last_error=None,
+                delivered_at=None,
+            )
             .returning(Callback)
         )
         callback = (await self._db.scalars(statement)).first()
-        if callback is not None:
-            await self._db.execute(_wake_lanes, {"ids": [callback.id]})
+        if callback is not None and callback.status is _PENDING:
+            await self._db.execute(_wake_lane, {"session_id": callback.session_id})
         return callback
 
     async def get(self, event_id: str) -> tuple[Callback, PromptSession] | None:

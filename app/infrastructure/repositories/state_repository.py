@@ -13,8 +13,8 @@ from app.domain.turn_log import TurnLog
 from app.infrastructure.cache.redis_client import RedisClient, StreamEntry
 from app.infrastructure.repositories.turn_repository import StoredText, pack_lengths, unpack_lengths
 
-_RUNNING_TTL_S = 3600
-_ENDED_TTL_S = 60
+_TTL_S = 3600
+"""A stream is removed when its turn ends; this is for those whose process could not."""
 _MIRROR_INTERVAL_S = 0.05
 
 
@@ -36,7 +36,7 @@ class StateRepository:
         self._redis = redis
         self._logs: dict[TurnKey, TurnLog] = {}
         self._mirrored: dict[TurnKey, int] = {}
-        self._ended: list[tuple[TurnKey, TurnLog]] = []
+        self._ended: list[TurnKey] = []
 
     def __len__(self) -> int:
         """How many turns run in this process."""
@@ -53,9 +53,8 @@ class StateRepository:
 
     def close(self, key: TurnKey) -> None:
         """The turn has ended: what readers still need they hold, and everybody else finds it in the database."""
-        log = self._logs.pop(key, None)
-        if log is not None and self._redis is not None:
-            self._ended.append((key, log))
+        if self._logs.pop(key, None) is not None and self._redis is not None:
+            self._ended.append(key)
 
     async def read(self, key: TurnKey) -> StoredText | None:
         """Text of a running turn, this process's or another's; ``None`` where the store knows nothing of it."""
@@ -69,43 +68,53 @@ class StateRepository:
             return None
         lengths = unpack_lengths(b"".join(entry[b"lengths"] for entry in entries))
         if int(entries[0][b"first_seq"]) != 1 or int(entries[-1][b"last_seq"]) != len(lengths):
-            return None  # Redis was away for a while and has a gap; the database has not
+            return None  # Redis has lost a part; the database has not
         return StoredText(b"".join(entry[b"content"] for entry in entries).decode(), lengths)
 
     async def mirror(self) -> None:
-        """Copy new deltas to Redis; does nothing without it. Text that could not be copied is tried again next time."""
-        if self._redis is None:
+        """Copy new deltas to Redis; does nothing without it.
+
+        After a fault nobody knows what Redis still holds, so every stream is begun anew.
+        """
+        if self._redis is None or self._redis.resting:
             return
         ended, self._ended = self._ended, []
-        entries, reached = [], {}
-        for key, log, ttl in [
-            *((key, log, _RUNNING_TTL_S) for key, log in self._logs.items()),
-            *((key, log, _ENDED_TTL_S) for key, log in ended),
-        ]:
-            piece = log.since(self._mirrored.get(key, 0))
-            if piece is None:
-                continue
-            reached[key] = piece.last_seq
-            lengths = [len(content) for content in log.contents[piece.first_seq - 1 : piece.last_seq]]
-            fields: dict[str, bytes | str | int] = {
-                "first_seq": piece.first_seq,
-                "last_seq": piece.last_seq,
-                "content": piece.content.encode(),
-                "lengths": pack_lengths(lengths),
-            }
-            entries.append(StreamEntry(_stream(key), fields, ttl))
-        if await self._redis.append(entries):
+        reached = {key: log.last_seq for key, log in self._logs.items() if self._mirrored.get(key) != log.last_seq}
+        if not reached and not ended:
+            return
+        entries = [self._entry(key) for key in reached]
+        if await self._redis.write(entries, remove=[_stream(key) for key in ended]):
             self._mirrored.update(reached)
-        for key, _ in ended:
+        else:
+            self._mirrored.clear()
+        for key in ended:
             self._mirrored.pop(key, None)
 
     async def run(self) -> None:
         """Mirror until cancelled."""
         if self._redis is None:
             return
-        while True:
-            await asyncio.sleep(_MIRROR_INTERVAL_S)
-            await self.mirror()
+        try:
+            while True:
+                await asyncio.sleep(_MIRROR_INTERVAL_S)
+                await self.mirror()
+        finally:
+            await self.mirror()  # the streams of the last turns go too
+
+    def _entry(self, key: TurnKey) -> StreamEntry:
+        """What Redis has not got of a log yet. A stream is begun before there is text, so that it holds no other's."""
+        log, copied = self._logs[key], self._mirrored.get(key)
+        piece = log.since(copied or 0)
+        fields: dict[str, bytes | str | int] = {}
+        if piece is not None:
+            lengths = [len(content) for content in log.contents[piece.first_seq - 1 : piece.last_seq]]
+            fields = {
+                "first_seq": piece.first_seq,
+                "last_seq": piece.last_seq,
+                "content": piece.content.encode(),
+                "lengths": pack_lengths(lengths),
+            }
+        return StreamEntry(_stream(key), _TTL_S, fields, begins=copied is None)
 
 
 def _stream(key: TurnKey) -> str:

@@ -37,6 +37,8 @@ class BodyLimit:
 
         async def watched(message: Message) -> None:
             nonlocal begun
+            if taken > self._limit and not begun:
+                raise _TooLargeError  # whoever reads the body has made an answer of its own of the error above
             begun = True
             await send(message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -11,8 +12,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import ErrorCode, TurnstoneError
+from app.core.logging import place_of
 from app.presentation.schemas.bodies import Problem
 
 log = structlog.get_logger()
@@ -41,15 +44,17 @@ STATUS: dict[ErrorCode, int] = {
 """HTTP status of each code."""
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": "A problem", "content": {"application/problem+json": {}}}
-    for status in sorted(set(STATUS.values()))
+    status: {"model": Problem, "description": "A problem"} for status in sorted(set(STATUS.values()))
 }
 """What any route may answer besides its result."""
 
+_INTERNAL = TurnstoneError(ErrorCode.INTERNAL, "Something went wrong on our side; try again.")
 _OF_STATUS = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.NOT_FOUND, 413: ErrorCode.MESSAGE_TOO_LARGE}
 
 
-def problem(error: TurnstoneError, *, status: int | None = None) -> JSONResponse:
+def problem(
+    error: TurnstoneError, *, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     """The response that tells of an error."""
     status = STATUS[error.code] if status is None else status
     body = Problem(
@@ -59,7 +64,7 @@ def problem(error: TurnstoneError, *, status: int | None = None) -> JSONResponse
         code=error.code,
         retryable=error.retryable,
     )
-    headers = {}
+    headers = dict(headers or {})
     if error.retry_after_s is not None or error.code is ErrorCode.OVERLOADED:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
     if status == 401:
@@ -81,11 +86,56 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_framework(_request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # the only one that the framework raises: a body it cannot read
+            return problem(TurnstoneError(ErrorCode.INVALID_FRAME, "The body is not valid JSON."))
         code = _OF_STATUS.get(error.status_code, ErrorCode.INVALID_FRAME)
         phrase = HTTPStatus(error.status_code).phrase
-        return problem(TurnstoneError(code, f"{phrase}.", retryable=False), status=error.status_code)
+        error_of_ours = TurnstoneError(code, f"{phrase}.", retryable=False)
+        return problem(error_of_ours, status=error.status_code, headers=error.headers)
 
-    @app.exception_handler(Exception)
-    async def bug(_request: Request, error: Exception) -> JSONResponse:
-        log.error("request_failed", error=type(error).__name__)
-        return problem(TurnstoneError(ErrorCode.INTERNAL, "Something went wrong on our side; try again."))
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return app.openapi_schema or _with_problems(make())
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the framework's own way to change the document
+
+
+def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document, with problems under their own media type; the framework knows only one for all answers."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            for response in operation["responses"].values():
+                content = response.get("content", {})
+                if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                    content["application/problem+json"] = content.pop("application/json")
+    return document
+
+
+class LastResort:
+    """ASGI middleware that answers 500 to what nobody foresaw, and logs where it happened.
+
+    The server would log the exception itself, whose text may quote a prompt.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on. A socket's frames have a last resort of their own."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:  # noqa: BLE001  # the boundary: nothing behind it may leak
+            log.error("request_failed", error=type(error).__name__, at=place_of(error))
+            if not begun:
+                await problem(_INTERNAL)(scope, receive, send)

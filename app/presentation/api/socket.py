@@ -18,12 +18,15 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.application.services.eval_service import AttachedTurn
 from app.core import metrics
-from app.domain.turn_log import TurnLog
+from app.domain.turn_log import Ending, TurnLog
 from app.presentation.schemas.frames import TurnFrames
 
 log = structlog.get_logger()
 
 Send = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
+
+_MOST_WAITING = 32
+"""Answers that may wait for a client before nothing more is read from it."""
 
 
 class Source(Protocol):
@@ -90,9 +93,12 @@ class Outbox:
             if self.closed:
                 return
 
-    async def drained(self) -> None:
-        """Wait until the client has taken everything. A client that does not read is not read from either."""
-        while self._pump is not None:
+    async def room(self) -> None:
+        """Wait until there is room for more answers.
+
+        Who asks and asks and does not read is not read from either; but who is only slow can still stop a turn.
+        """
+        while self._pump is not None and len(self._backlog) >= _MOST_WAITING:
             await asyncio.wait([self._pump])
 
     async def close(self) -> None:
@@ -120,11 +126,10 @@ class Outbox:
             await rest
             metrics.DELTA_LAG.observe(time.monotonic() - self._blocked_at)
             while self._backlog and not self.closed:
-                source = self._backlog[0]
+                source = self._backlog.popleft()
                 frame = source.next_frame()
-                if frame is None:
-                    self._backlog.popleft()
-                else:
+                if frame is not None:
+                    self._backlog.append(source)  # behind the others: a fast turn does not keep them waiting
                     await self._send({"type": "websocket.send", "text": frame})
         except (WebSocketDisconnect, RuntimeError, OSError):
             self.closed = True
@@ -148,22 +153,20 @@ class _Once:
 class SocketReader:
     """Reads one turn for one client: its deltas after ``after_seq``, then its ending."""
 
-    __slots__ = ("_cursor", "_frames", "_log", "_on_end", "_outbox", "ended")
+    __slots__ = ("_cursor", "_frames", "_log", "_on_end", "_outbox", "_stopped")
 
     def __init__(
-        self, attached: AttachedTurn, outbox: Outbox, *, after_seq: int, on_end: Callable[[SocketReader], None]
+        self, attached: AttachedTurn, outbox: Outbox, *, after_seq: int, on_end: Callable[[Ending], None]
     ) -> None:
         self._log: TurnLog = attached.log
         self._frames = TurnFrames(attached.started)
         self._outbox = outbox
         self._cursor = after_seq
         self._on_end = on_end
-        self.ended = False
+        self._stopped = False
 
     @classmethod
-    def of_ending(
-        cls, attached: AttachedTurn, outbox: Outbox, *, on_end: Callable[[SocketReader], None]
-    ) -> SocketReader:
+    def of_ending(cls, attached: AttachedTurn, outbox: Outbox, *, on_end: Callable[[Ending], None]) -> SocketReader:
         """A reader that shows nothing but the ending."""
         return cls(attached, outbox, after_seq=2**31, on_end=on_end)
 
@@ -173,7 +176,8 @@ class SocketReader:
         self.wake()
 
     def stop(self) -> None:
-        """Read no more."""
+        """Read no more; what waits in the outbox is not sent either."""
+        self._stopped = True
         self._log.detach(self)
 
     def wake(self) -> None:
@@ -182,14 +186,15 @@ class SocketReader:
 
     def next_frame(self) -> str | None:
         """See `Source.next_frame`."""
+        if self._stopped:
+            return None
         piece = self._log.since(self._cursor)
         if piece is not None:
             self._cursor = piece.last_seq
             return self._frames.delta(piece)
         ending = self._log.ending
-        if ending is None or self.ended:
+        if ending is None:
             return None
-        self.ended = True
         self.stop()
-        self._on_end(self)
+        self._on_end(ending)
         return self._frames.ending(ending)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from app.application.services.eval_service import ChatCommand, ChatResult
 from app.core.ids import new_turn_id
@@ -16,12 +16,23 @@ from app.presentation.schemas.frames import MessageFrame, command_of
 
 _BIGGEST_ID = 2**63 - 1
 
+
+def _whole_characters(text: str) -> str:
+    """JSON can say half of a surrogate pair, which no encoding has room for."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 PositiveId = Annotated[int, Field(gt=0, le=_BIGGEST_ID, strict=True)]
 TurnIdField = (
-    Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    Annotated[Text, StringConstraints(min_length=1, max_length=128)]
     | Annotated[int, Field(ge=-(2**63), le=_BIGGEST_ID, strict=True)]
 )
-SessionIdField = Annotated[str, StringConstraints(max_length=64)] | PositiveId
+SessionIdField = Annotated[Text, StringConstraints(max_length=64)] | PositiveId
 Item = TypeVar("Item")
 
 
@@ -32,7 +43,7 @@ class _Body(BaseModel):
 class ChatRequest(_Body):
     """A message; the session is named by its id, or by exam and participant."""
 
-    message: str
+    message: Text
     turn_id: TurnIdField | None = None
     session_id: SessionIdField | None = None
     exam_id: PositiveId | None = None
@@ -232,7 +243,7 @@ class Page(BaseModel, Generic[Item]):
 class ExamRequest(_Body):
     """What the worker is told of an exam."""
 
-    problem_text: Annotated[str, StringConstraints(max_length=100_000)]
+    problem_text: Annotated[Text, StringConstraints(max_length=100_000)]
 
 
 class ExamBody(BaseModel):
@@ -251,7 +262,7 @@ class ExamBody(BaseModel):
 class MarkdownRequest(_Body):
     """Markdown to show."""
 
-    markdown: Annotated[str, StringConstraints(max_length=1_000_000)]
+    markdown: Annotated[Text, StringConstraints(max_length=1_000_000)]
 
 
 class MarkdownBody(BaseModel):

@@ -80,13 +80,13 @@ def invalid(message: str, turn_id: TurnId | None = None) -> BadFrameError:
     return BadFrameError(TurnstoneError(ErrorCode.INVALID_FRAME, message), turn_id)
 
 
-def parse(data: str | bytes | None) -> ClientFrame:
-    """Read one frame from a client.
+def parse(data: str | None) -> ClientFrame:
+    """Read one frame from a client; ``None`` stands for a binary one.
 
     Raises:
         BadFrameError: ``invalid_frame``, and which field is wrong.
     """
-    if not isinstance(data, str):
+    if data is None:
         raise invalid("Frames are JSON text, not binary.")
     try:
         fields = msgspec.json.decode(data)

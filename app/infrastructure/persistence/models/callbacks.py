@@ -49,7 +49,8 @@ class CallbackLane(Base):
 
     Whoever delivers writes its worker id into ``claimed_by``; a claim lasts until it is released or the worker is
     fenced. ``wakes`` grows with every recorded event, so that a lane is only removed by somebody who has seen the last
-    of them.
+    of them. ``failing``: the last try failed, and there will be another; such lanes and the others are claimed apart,
+    lest one kind keeps the other waiting.
     """
 
     __tablename__ = "callback_lanes"
@@ -60,6 +61,9 @@ class CallbackLane(Base):
         primary_key=True,
         autoincrement=False,
     )
-    due_at: Mapped[datetime] = mapped_column(TIMESTAMP(timezone=True), server_default=func.now(), index=True)
+    due_at: Mapped[datetime] = mapped_column(TIMESTAMP(timezone=True), server_default=func.now())
     claimed_by: Mapped[int | None] = mapped_column(BigInteger)
     wakes: Mapped[int] = mapped_column(server_default="1")
+    failing: Mapped[bool] = mapped_column(server_default="false")
+
+    __table_args__ = (Index("ix_callback_lanes_failing_due_at", "failing", "due_at"),)

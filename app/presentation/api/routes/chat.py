@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import structlog
 from fastapi import APIRouter, Depends, Request, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from app.application.resources import Resources
-from app.application.services.eval_service import AttachedTurn, EvalService
+from app.application.services.eval_service import AttachedTurn, EvalService, Started
 from app.application.turns.running import TurnId
 from app.core import metrics
 from app.core.errors import ErrorCode, TurnstoneError
 from app.core.settings import Settings
+from app.domain.turn_log import Ending
 from app.infrastructure.repositories.state_repository import TurnKey
 from app.presentation.api.auth import SUBPROTOCOL, authorized, check_origin, check_token, token_of
 from app.presentation.api.problems import PROBLEMS
@@ -27,6 +29,7 @@ from app.presentation.schemas.frames import (
     MessageFrame,
     PingFrame,
     ResumeFrame,
+    TurnFrames,
     check_turn_id,
     command_of,
     error_frame,
@@ -41,6 +44,8 @@ router = APIRouter()
 _AUTH_WITHIN_S = 5.0
 _UNAUTHENTICATED = 4401
 _FORBIDDEN = 4403
+_MOST_REMEMBERED = 256
+"""Ended turns that a connection remembers."""
 
 
 @router.post("/api/chat/message", dependencies=[Depends(authorized)], responses=PROBLEMS, tags=["chat"])
@@ -106,6 +111,18 @@ async def _token_in_first_frame(websocket: WebSocket) -> str | None:
     return frame.token if isinstance(frame, AuthFrame) else None
 
 
+@dataclass(slots=True)
+class _Turn:
+    """A turn that a connection knows: its number, who reads it for the client, and the ending the client was told."""
+
+    number: int
+    reader: SocketReader | None = None
+    ending: Ending | None = None
+
+    def end(self, ending: Ending) -> None:
+        self.reader, self.ending = None, ending
+
+
 class Conversation:
     """One connection: its frames, and the turns it reads."""
 
@@ -114,7 +131,7 @@ class Conversation:
         self._service = service
         self._message_limit = settings.limits.message_chars
         self._outbox = Outbox(websocket.send)
-        self._readers: dict[SocketReader, TurnKey] = {}
+        self._turns: dict[TurnKey, _Turn] = {}
 
     async def run(self) -> None:
         """Serve the client until it goes. Turns it started go on without it."""
@@ -123,14 +140,15 @@ class Conversation:
                 message = await self._websocket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
-                await self._handle(message.get("text") or message.get("bytes"))
-                await self._outbox.drained()
+                await self._handle(message.get("text"))
+                await self._outbox.room()
         finally:
-            for reader in list(self._readers):
-                reader.stop()
+            for turn in self._turns.values():
+                if turn.reader is not None:
+                    turn.reader.stop()
             await self._outbox.close()
 
-    async def _handle(self, data: str | bytes | None) -> None:
+    async def _handle(self, data: str | None) -> None:
         turn_id: TurnId | None = None
         try:
             frame = parse(data)
@@ -173,34 +191,47 @@ class Conversation:
 
     async def _cancel(self, frame: CancelFrame) -> None:
         check_turn_id(frame.turn_id)
-        session_id = self._session_of(frame)
-        attached = await self._service.cancel(session_id, frame.turn_id)
-        if _key(attached) not in self._readers.values():
-            self._add(SocketReader.of_ending(attached, self._outbox, on_end=self._ended), attached)
+        key = TurnKey(self._session_of(frame), str(frame.turn_id))
+        known = self._turns.get(key)
+        if known is not None and known.reader is None and known.ending is not None:
+            # It stays as it ended: however often somebody asks, the database is left in peace.
+            self._outbox.say(TurnFrames(Started(key.session_id, known.number, frame.turn_id)).ending(known.ending))
+            return
+        attached = await self._service.cancel(key.session_id, frame.turn_id)
+        turn = self._turn(attached)
+        if turn.reader is None:
+            turn.reader = SocketReader.of_ending(attached, self._outbox, on_end=turn.end)
+            turn.reader.start()
 
     def _session_of(self, frame: CancelFrame) -> int:
         if frame.session_id is not None:
             return session_id_of(frame.session_id)
-        for key in self._readers.values():
-            if key.turn_id == str(frame.turn_id):
-                return key.session_id
-        raise TurnstoneError(ErrorCode.TURN_NOT_FOUND, "This connection knows no such turn; give its session_id.")
+        sessions = [key.session_id for key in self._turns if key.turn_id == str(frame.turn_id)]
+        if len(sessions) > 1:
+            raise TurnstoneError(ErrorCode.INVALID_FRAME, "Several sessions have such a turn; give its session_id.")
+        if not sessions:
+            raise TurnstoneError(ErrorCode.TURN_NOT_FOUND, "This connection knows no such turn; give its session_id.")
+        return sessions[0]
 
     def _read(self, attached: AttachedTurn, *, after_seq: int = 0) -> None:
         """Show a turn from ``after_seq`` on, in place of an earlier reading of it on this connection."""
-        for reader, key in list(self._readers.items()):
-            if key == _key(attached):
-                reader.stop()
-                del self._readers[reader]
-        self._add(SocketReader(attached, self._outbox, after_seq=after_seq, on_end=self._ended), attached)
+        turn = self._turn(attached)
+        if turn.reader is not None:
+            turn.reader.stop()
+        turn.reader = SocketReader(attached, self._outbox, after_seq=after_seq, on_end=turn.end)
+        turn.reader.start()
 
-    def _add(self, reader: SocketReader, attached: AttachedTurn) -> None:
-        self._readers[reader] = _key(attached)
-        reader.start()
+    def _turn(self, attached: AttachedTurn) -> _Turn:
+        key = TurnKey(attached.started.session_id, str(attached.started.turn_id))
+        if key not in self._turns:
+            if len(self._turns) >= _MOST_REMEMBERED:
+                self._forget_one()
+            self._turns[key] = _Turn(attached.started.turn)
+        return self._turns[key]
 
-    def _ended(self, reader: SocketReader) -> None:
-        self._readers.pop(reader, None)
-
-
-def _key(attached: AttachedTurn) -> TurnKey:
-    return TurnKey(attached.started.session_id, str(attached.started.turn_id))
+    def _forget_one(self) -> None:
+        """Forget the turn that is known the longest; one that the client still reads is not forgotten."""
+        for key, turn in self._turns.items():
+            if turn.reader is None:
+                del self._turns[key]
+                return

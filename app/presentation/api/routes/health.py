@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, PlainTextResponse
+import asyncio
+from functools import cache
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.pool import QueuePool
 
@@ -17,39 +22,55 @@ from app.infrastructure.repositories.callback_repository import CallbackReposito
 router = APIRouter(tags=["health"])
 
 
+class Readiness(BaseModel):
+    """Whether turns can be taken, and what was looked at."""
+
+    status: Literal["ready", "not ready"]
+    checks: dict[str, bool]
+
+
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses={503: {"description": "Not ready; the body says what is missing"}})
-async def readyz(request: Request) -> JSONResponse:
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready; `checks` says why"}})
+async def readyz(request: Request, response: Response) -> Readiness:
     """Whether turns can be taken now: the database is there, its schema is this version's, the model can be asked."""
     resources: Resources = request.app.state.resources
-    database, migrations = await _database()
+    database, migrations = await _database(resources.settings.database.timeout_s)
     checks = {
         "database": database,
         "migrations": migrations,
         "model": resources.model.ready,
         "accepting": not resources.runner.draining,
     }
-    ready = all(checks.values())
-    return JSONResponse({"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503)
+    if all(checks.values()):
+        return Readiness(status="ready", checks=checks)
+    response.status_code = 503
+    return Readiness(status="not ready", checks=checks)
 
 
-async def _database() -> tuple[bool, bool]:
+async def _database(timeout_s: float) -> tuple[bool, bool]:
+    """Whether the database answers within ``timeout_s``, and whether its tables are this version's."""
     try:
-        async with get_db_context() as db:
+        async with asyncio.timeout(timeout_s), get_db_context() as db:
             if (await db.execute(text("SELECT to_regclass('alembic_version')"))).scalar() is None:
                 return True, False
             version = (await db.execute(text("SELECT version_num FROM alembic_version"))).scalar()
-    except DATABASE_DOWN:
+    except DATABASE_DOWN:  # a timeout is an OSError, so one of these
         return False, False
-    return True, version == wanted_version()
+    return True, version == _wanted_version()
 
 
-@router.get("/metrics")
+@cache
+def _wanted_version() -> str:
+    """Asked for once: it reads the migrations' files, and the streams run on this very loop."""
+    return wanted_version()
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
 async def show_metrics(request: Request) -> PlainTextResponse:
     """Everything this process counts, in Prometheus' format."""
     resources: Resources = request.app.state.resources

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
-from app.presentation.api.auth import authorized
+from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import MarkdownBody, MarkdownRequest
 from app.presentation.web.markdown import render_markdown
 
@@ -37,7 +37,7 @@ async def chat_page() -> FileResponse:
     )
 
 
-@router.post("/api/render", dependencies=[Depends(authorized)], tags=["pages"])
+@router.post("/api/render", responses=PROBLEMS, tags=["pages"])
 async def render(body: MarkdownRequest) -> MarkdownBody:
     """Markdown as HTML that is safe to show."""
     return MarkdownBody(html=await to_thread.run_sync(render_markdown, body.markdown, limiter=_one_at_a_time()))

