@@ -88,7 +88,7 @@ async def demo(settings: Settings, stopping: Stopping, *, say: Say) -> None:
     async with app.router.lifespan_context(app):
         say("ready")
         say(f"  chat page      http://127.0.0.1:{port}/")
-        say(f"  API            http://127.0.0.1:{port}/docs")
+        say(f"  OpenAPI        http://127.0.0.1:{port}/openapi.json")
         say(f"  WebSocket      ws://127.0.0.1:{port}/chat")
         say(f"  Core receiver  http://127.0.0.1:{core_port}/callbacks (shown beside the chat)")
         say("Ctrl-C stops all of it")

@@ -31,7 +31,7 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
         version=__version__,
         summary="The AI worker of AI-assisted coding exams",
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,  # FastAPI's page would load its scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a path has one spelling; the others are 404, and say so as a problem
     )

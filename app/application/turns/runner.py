@@ -281,4 +281,3 @@ class TurnRunner:
                 turn.log.end(ending)
             else:
                 await asyncio.sleep(_OTHERS_SETTLE_POLL_S)
-

@@ -13,7 +13,7 @@ from app.core.settings import Settings, is_loopback
 from app.presentation.api.problems import problem
 
 SUBPROTOCOL = "turnstone.v1"
-PUBLIC_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
+PUBLIC_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", "/openapi.json"})
 """What load balancers, scrapers and browsers ask for before anybody has a token. Nothing private is there."""
 PUBLIC_PREFIX = "/static/"
 _BEARER = "bearer."
@@ -105,12 +105,3 @@ class Gate:
 
 def _is_public(path: str) -> bool:
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIX)
-
-
-async def authorized(connection: HTTPConnection) -> None:
-    """A dependency of REST routes.
-
-    Raises:
-        TurnstoneError: ``forbidden`` or ``unauthenticated``.
-    """
-    check(connection, connection.app.state.resources.settings)
