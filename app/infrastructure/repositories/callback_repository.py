@@ -32,6 +32,8 @@ _record = text(
     SELECT id FROM event
     """
 )
+# Claims and results are committed without waiting for the disk (`set_config`, for this transaction alone). If the
+# database crashes in that moment, a lane is free again or an event is sent once more, which both may happen anyway.
 _claim = text(
     """
     WITH due AS (
@@ -44,7 +46,7 @@ _claim = text(
     )
     UPDATE callback_lanes AS lane SET claimed_by = me.id FROM due, me
     WHERE lane.session_id = due.session_id
-    RETURNING lane.session_id, lane.wakes
+    RETURNING lane.session_id, lane.wakes, set_config('synchronous_commit', 'off', true)
     """
 )
 _seconds_to_next = text(
@@ -78,6 +80,7 @@ _report = text(
         CAST(:delays AS float8[])
     ) AS r(id, try, status, error, delay_s)
     WHERE c.id = r.id AND c.status = 'pending' AND (c.attempts = r.try - 1 OR r.status = 'delivered')
+    RETURNING set_config('synchronous_commit', 'off', true)
     """
 )
 _remove_lane = text(

@@ -1,0 +1,201 @@
+"""Who owns a turn: tokens that grow, leases that run out, and owners that have lost theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from app.application.turns.ending import INTERRUPTED
+from app.application.turns.lease import Lease
+from app.core.settings import Settings
+from app.domain.conversation import TurnStatus, Usage
+from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.turn_repository import Chunk, TurnEnding, TurnRepository
+from app.infrastructure.repositories.worker_repository import WorkerRepository
+from tests.conftest import Rows, change
+from tests.support.chat import Command, TurnSeen, connect, environment, new_pair, wait_until
+from tests.support.core import FakeCore
+from tests.support.provider import Provider, Script
+from tests.support.service import Service, running
+
+LENGTH_S = 8.0
+
+
+class Watcher:
+    """A process's lease whose clock the test turns."""
+
+    def __init__(self) -> None:
+        self.settled = 0
+        self.lost: list[int] = []
+        self.lease = Lease(LENGTH_S, on_fenced=self._settle, on_lost=self.lost.append)
+
+    async def _settle(self) -> None:
+        self.settled += 1
+
+
+async def _fenced(token: int) -> bool:
+    async with get_db_context() as db:
+        return token not in dict(await WorkerRepository(db).beats_of_others(0))
+
+
+async def test_every_lease_has_a_larger_token_than_all_before(database: Database) -> None:
+    tokens = []
+    for _ in range(5):
+        lease = Watcher().lease
+        await lease.take()
+        tokens.append(lease.token)
+    assert tokens == sorted(set(tokens))
+
+
+async def test_a_lease_is_fenced_only_after_it_was_seen_standing_still_for_its_whole_length(database: Database) -> None:
+    watcher, owner = Watcher(), Watcher()
+    await watcher.lease.take()
+    await owner.lease.take()
+    for now in (100.0, 102.0, 104.0, 106.0, 107.9):
+        await watcher.lease.watch(now)
+        assert not await _fenced(owner.lease.token)
+    await watcher.lease.watch(108.0)
+    assert await _fenced(owner.lease.token)
+    assert watcher.settled == 1
+
+
+async def test_a_lease_that_is_renewed_lives(database: Database) -> None:
+    watcher, owner = Watcher(), Watcher()
+    await watcher.lease.take()
+    await owner.lease.take()
+    for now in range(100, 140, 2):
+        await watcher.lease.watch(float(now))
+        if now % 6 == 0:
+            await owner.lease.renew()
+    assert not await _fenced(owner.lease.token)
+    assert watcher.settled == 0
+
+
+async def test_a_database_that_hung_fences_nobody(database: Database) -> None:
+    """Nothing fails while a database hangs, and nobody can renew: who looks first afterwards sees old beats."""
+    watcher, owner = Watcher(), Watcher()
+    await watcher.lease.take()
+    await owner.lease.take()
+    await watcher.lease.watch(100.0)
+    await watcher.lease.watch(102.0)
+    await watcher.lease.watch(102.0 + 3 * LENGTH_S)
+    assert not await _fenced(owner.lease.token)
+    await owner.lease.renew()
+    for now in (128.0, 130.0, 132.0):
+        await watcher.lease.watch(now)
+    assert not await _fenced(owner.lease.token)
+
+
+async def test_a_process_that_was_fenced_takes_a_new_lease_and_is_told_of_the_loss(database: Database) -> None:
+    owner = Watcher()
+    await owner.lease.take()
+    old = owner.lease.token
+    async with get_db_context() as db:
+        await WorkerRepository(db).fence(old)
+    await owner.lease.renew()
+    assert owner.lost == [old]
+    assert owner.lease.token > old
+    await owner.lease.renew()
+    assert owner.lost == [old]
+
+
+async def test_a_lease_given_back_is_dead_at_once(database: Database) -> None:
+    owner = Watcher()
+    await owner.lease.take()
+    await owner.lease.give_back()
+    assert await _fenced(owner.lease.token)
+
+
+async def test_a_lease_renewed_after_it_was_seen_is_not_fenced(database: Database) -> None:
+    owner = Watcher()
+    await owner.lease.take()
+    await owner.lease.renew()
+    async with get_db_context() as db:
+        assert not await WorkerRepository(db).fence(owner.lease.token, seen_beats=0)
+        assert await WorkerRepository(db).fence(owner.lease.token, seen_beats=1)
+        assert not await WorkerRepository(db).fence(owner.lease.token, seen_beats=1)
+
+
+async def test_the_database_refuses_what_a_fenced_owner_writes(
+    start: Callable[..., Service], provider: Provider, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bootstrap._SWEEP_INTERVAL_S", 0.2)
+    provider.next(Script(pieces=("kept ", "never"), ending="hang", ending_at=1))
+    service = start(lease_s=15, flush_interval_s=0.05)
+    async with connect(service.url) as chat:
+        await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+        await chat.until("delta")
+        turn = await asyncio.to_thread(
+            wait_until, lambda: rows("SELECT t.* FROM prompt_turns t JOIN turn_chunks c ON c.turn_pk = t.id")
+        )
+        pk, owner = turn[0]["id"], turn[0]["owner"]
+
+        async def write() -> tuple[bool, bool]:
+            async with get_db_context() as db:
+                await WorkerRepository(db).fence(owner)
+            async with get_db_context() as db:
+                turns = TurnRepository(db)
+                flushed = await turns.flush(owner, [Chunk(pk, 2, "never", [5])])
+                return flushed, await turns.settle(pk, owner, TurnEnding(TurnStatus.CANCELLED, Usage()))
+
+        assert service.call(write()) == (False, False)
+        # The owner does not know yet. Its own ending is refused as well; it tells the one that the turn was given.
+        await chat.send(type="cancel", turn_id="t1")
+        error = await chat.until("error")
+    assert (error["code"], error["last_seq"]) == (INTERRUPTED.code, 1)
+    assert rows.one("SELECT status FROM prompt_turns")["status"] == "interrupted"
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"] == "kept "
+
+
+async def test_a_process_that_stood_still_finds_its_turn_ended_by_another_and_tells_its_readers(
+    settings: Settings, provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    settings = change(settings, lease_s=2)
+    provider.next(Script(pieces=[f"word{i} " for i in range(2000)], piece_delay_s=0.01))
+    env = environment(settings, TURNSTONE_PORT="0")
+    with running(Command("serve", env=env)) as stopped, running(Command("worker", env=env)) as other:
+        await asyncio.to_thread(stopped.wait_ready)
+        await asyncio.to_thread(other.wait_for_line, "working")
+        async with connect(stopped.url) as chat:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            seen = TurnSeen()
+            while seen.last_seq < 60:
+                seen.frames.append(await chat.receive())
+            stopped.process.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.to_thread(
+                    wait_until, lambda: rows("SELECT 1 FROM prompt_turns WHERE status = 'interrupted'"), 30
+                )
+                stored = rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"]
+                await core.reaches(3)
+            finally:
+                stopped.process.send_signal(signal.SIGCONT)
+            await chat.turn(seen=seen)
+        assert seen.end["code"] == INTERRUPTED.code
+        assert seen.text.startswith(stored)
+        async with connect(stopped.url) as chat:
+            await chat.send(type="resume", session_id=seen.started["session_id"], turn_id="t1", after_seq=0)
+            replayed = await chat.turn()
+        assert (replayed.text, replayed.last_seq, replayed.end) == (stored, seen.end["last_seq"], seen.end)
+        await provider.closed_reach(1)
+        # it lives on, with a new lease
+        provider.next(Script(pieces=("again",)))
+        async with connect(stopped.url) as chat:
+            assert (await chat.ask("Hello again", "t2", **new_pair())).text == "again"
+    answers = rows("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT' ORDER BY id")
+    assert [answer["content"] for answer in answers] == [stored, "again"]
+    assert rows.one("SELECT count(*) AS n FROM turn_chunks")["n"] == 0
+    usages = [event for event in core.events() if event.type == "usage"]
+    assert len(usages) == len({(event.session_id, event.body["turn"]) for event in usages})
+    assert "lease_lost" in stopped.output
+
+
+@pytest.mark.parametrize("ending", ["serve", "worker"])
+def test_a_process_that_ends_gives_its_lease_back(settings: Settings, rows: Rows, ending: str) -> None:
+    with running(Command(ending, env=environment(settings, TURNSTONE_PORT="0"))) as process:
+        process.wait_for_line("working" if ending == "worker" else "listening")
+        assert process.stop() == 0
+    assert rows.one("SELECT fenced_at FROM workers")["fenced_at"] is not None

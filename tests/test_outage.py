@@ -1,0 +1,319 @@
+"""The database goes away and comes back, and other faults: what is whole stays whole, and nothing private is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from app.core.settings import Settings
+from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.migrate import migrate
+from tests.conftest import SECRET as SIGNING_SECRET
+from tests.conftest import Rows, change
+from tests.support.chat import Command, connect, environment, new_pair, wait_until
+from tests.support.core import Answer, FakeCore
+from tests.support.provider import SECRET as PROVIDER_SECRET
+from tests.support.provider import Provider, Script
+from tests.support.service import Service, running
+
+WAIT_S = 30.0
+_names = count(1)
+
+
+class Server:
+    """A database server that can be taken away as a crash does it, and brought back."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self._handle = EmbeddedPostgres.open(data_dir)
+        self.url = self._handle.url
+
+    def take_away(self) -> None:
+        """Stop it at once, as ``pg_ctl stop -m immediate``; returns when it is gone."""
+        postmaster = psutil.Process(int((self.data_dir / "postgres/data/postmaster.pid").read_text().split()[0]))
+        postmaster.send_signal(signal.SIGQUIT)
+        postmaster.wait(WAIT_S)  # it is the last of them to go
+
+    def bring_back(self) -> None:
+        """Start it, unless it runs."""
+        EmbeddedPostgres.open(self.data_dir).close()
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+@pytest.fixture(scope="module")
+def server(scratch: Path) -> Iterator[Server]:
+    """A server of this module's own."""
+    opened = Server(scratch / "outage")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def database_url(server: Server) -> str:
+    """A migrated database on it."""
+    server.bring_back()
+    name = f"outage_{next(_names)}"
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    url = make_url(server.url).set(database=name)
+    migrate(url.set(drivername="postgresql+psycopg"))
+    return url.render_as_string(hide_password=False)
+
+
+def get(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url, timeout=WAIT_S) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def ready(service: Service) -> bool:
+    return get(f"{service.url}/readyz")[0] == 200
+
+
+@pytest.fixture
+def quick(start: Callable[..., Service]) -> Callable[..., Service]:
+    """Starts services that wait for the database no longer than a second."""
+    return lambda **sections: start(database={"timeout_s": 1}, **sections)
+
+
+async def test_nothing_is_asked_of_the_provider_while_messages_cannot_be_stored(
+    quick: Callable[..., Service], server: Server, provider: Provider, rows: Rows
+) -> None:
+    service = quick()
+    pair = new_pair()
+    async with connect(service.url) as chat:
+        await asyncio.to_thread(server.take_away)
+        try:
+            await chat.send(type="message", message="Hello", turn_id="t1", **pair)
+            error = await chat.until("error")
+            assert (error["code"], error["retryable"], error["turn_id"]) == ("internal", True, "t1")
+            status, body = await asyncio.to_thread(get, f"{service.url}/readyz")
+            assert (status, body["checks"]["database"]) == (503, False)
+            assert (await asyncio.to_thread(get, f"{service.url}/healthz"))[0] == 200
+            assert (await asyncio.to_thread(get, f"{service.url}/api/sessions"))[0] == 500
+        finally:
+            await asyncio.to_thread(server.bring_back)
+        await asyncio.to_thread(wait_until, lambda: ready(service))
+        assert len(provider.requests) == 0
+        assert (await chat.ask("Hello", "t1", **pair)).end["type"] == "done"
+    assert len(provider.requests) == 1
+    assert rows.one("SELECT status, turn FROM prompt_turns") == {"status": "completed", "turn": 1}
+
+
+async def test_a_restart_of_the_database_in_mid_turn_costs_nothing(
+    quick: Callable[..., Service], server: Server, provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    script = Script(pieces=[f"word{i} " for i in range(400)], piece_delay_s=0.01)
+    provider.next(script)
+    service = quick(lease_s=2)
+    async with connect(service.url) as chat:
+        await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+        await chat.until("delta")
+        owner = rows.one("SELECT owner FROM prompt_turns")["owner"]
+        await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM turn_chunks"))
+        await asyncio.to_thread(server.take_away)
+        await asyncio.to_thread(server.bring_back)
+        done = await chat.until("done", WAIT_S)
+    await core.reaches(2, WAIT_S)
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"] == script.text
+    assert rows.one("SELECT fenced_at FROM workers WHERE id = %s", owner)["fenced_at"] is None
+    assert rows("SELECT 1 FROM turn_chunks") == []
+    (usage, response) = (event.body for event in core.events())
+    assert {name: usage[name] for name in done["usage"]} == done["usage"]
+    assert response["ai_message"] == script.text
+
+
+async def test_an_answer_that_ended_during_an_outage_is_stored_when_it_is_over_although_others_watch(
+    settings: Settings, server: Server, provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    """The outage is longer than a lease, and a second process waits for one to run out."""
+    provider.next(Script(pieces=[f"word{i} " for i in range(30)], piece_delay_s=0.02))
+    env = environment(change(settings, lease_s=1, database={"timeout_s": 1}), TURNSTONE_PORT="0")
+    with running(Command("serve", env=env)) as process, running(Command("worker", env=env)) as other:
+        await asyncio.to_thread(process.wait_ready)
+        await asyncio.to_thread(other.wait_for_line, "working")
+        async with connect(process.url) as chat:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            await chat.until("delta")
+            await asyncio.to_thread(server.take_away)
+            try:
+                await provider.closed_reach(1)
+                await asyncio.to_thread(process.wait_for_line, "turn_waits_for_database")
+                waits = process.output.count("lease_waits_for_database")
+                await asyncio.to_thread(
+                    wait_until, lambda: process.output.count("lease_waits_for_database") > waits + 4, WAIT_S
+                )
+                with pytest.raises(TimeoutError):
+                    while True:
+                        assert (await chat.receive(0.1))["type"] == "delta"
+            finally:
+                await asyncio.to_thread(server.bring_back)
+            assert (await chat.until("done", WAIT_S))["finish_reason"] == "stop"
+        await core.reaches(2, WAIT_S)
+        assert await asyncio.to_thread(process.stop) == 0
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"].endswith("word29 ")
+    assert rows.one("SELECT status FROM prompt_turns")["status"] == "completed"
+    assert "lease_taken" not in other.output
+
+
+async def test_a_process_that_must_end_during_an_outage_says_so_and_another_ends_its_turn(
+    quick: Callable[..., Service],
+    server: Server,
+    provider: Provider,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.application.turns.runner._LAST_SETTLE_S", 0.5)
+    provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
+    service = quick(shutdown_grace_s=0)
+    async with connect(service.url) as chat:
+        await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+        await chat.until("delta")
+        await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM turn_chunks"))
+        await asyncio.to_thread(server.take_away)
+        try:
+            await asyncio.to_thread(service.stop)
+            error = await chat.until("error")
+            assert (error["code"], error["retryable"], error["last_seq"]) == ("internal", True, 1)
+        finally:
+            await asyncio.to_thread(server.bring_back)
+    heir = quick(lease_s=1)
+    await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM prompt_turns WHERE status = 'interrupted'"), WAIT_S)
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"] == "so far"
+    assert ready(heir)
+
+
+@asynccontextmanager
+async def locked(url: str, statement: str) -> AsyncIterator[None]:
+    """Hold what ``statement`` locks."""
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        await connection.execute(statement)
+        yield
+        await connection.rollback()
+
+
+async def test_an_exhausted_pool_refuses_further_messages_and_recovers(
+    start: Callable[..., Service], database_url: str, provider: Provider
+) -> None:
+    service = start(database={"pool_size": 2, "timeout_s": 0.5}, worker={"embedded": False})
+    pairs = [new_pair() for _ in range(3)]
+    async with connect(service.url) as chat:
+        for number, pair in enumerate(pairs):
+            assert (await chat.ask("Hello", f"first{number}", **pair)).end["type"] == "done"
+        async with locked(database_url, "SELECT 1 FROM prompt_sessions FOR UPDATE"):
+            # two wait for their sessions' rows, each with a connection
+            await chat.send(type="message", message="Waits", turn_id="held", **pairs[0])
+            async with connect(service.url) as second, connect(service.url) as third:
+                await second.send(type="message", message="Waits", turn_id="held", **pairs[1])
+                await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 2)
+                await third.send(type="message", message="Too much", turn_id="t", **pairs[2])
+                error = await third.until("error")
+                assert (error["code"], error["retryable"]) == ("internal", True)
+                assert not await asyncio.to_thread(ready, service)
+        await asyncio.to_thread(wait_until, lambda: ready(service))
+        assert (await chat.turn()).end["type"] == "done"
+        assert (await chat.ask("Again", "again", **pairs[2])).end["type"] == "done"
+
+
+def waiting(url: str) -> int:
+    """How many connections to the database wait for a lock."""
+    with psycopg.connect(url) as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        found = connection.execute(query).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+async def test_a_database_that_hangs_is_not_ready(quick: Callable[..., Service], database_url: str) -> None:
+    service = quick()
+    assert await asyncio.to_thread(ready, service)
+    async with locked(database_url, "LOCK TABLE alembic_version"):
+        assert not await asyncio.to_thread(ready, service)
+    await asyncio.to_thread(wait_until, lambda: ready(service))
+
+
+async def test_no_log_line_holds_what_was_said_or_a_key_whatever_fails(
+    settings: Settings, server: Server, provider: Provider, core: FakeCore
+) -> None:
+    words = {
+        name: f"{name}-{secrets.token_hex(8)}" for name in ("prompt", "answer", "model-key", "core-key", "problem")
+    }
+    settings = change(settings, log_level="info", database={"timeout_s": 1})
+    env = environment(
+        settings,
+        TURNSTONE_PORT="0",
+        TURNSTONE_LLM__API_KEY=words["model-key"],
+        TURNSTONE_AUTH__API_KEY=words["core-key"],
+        TURNSTONE_AUTH__MODE="token",
+    )
+    header = {"Authorization": f"Bearer {words['core-key']}"}
+    provider.default = Script(pieces=(words["answer"], " ", words["answer"]))
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url, additional_headers=header) as chat:
+            pair = new_pair()
+            assert (await chat.ask(words["prompt"], "fine", **pair)).end["type"] == "done"
+            provider.next(*[Script(status=500)] * 3)
+            assert (await chat.ask(words["prompt"], "broken", **pair)).end["code"] == "llm_unavailable"
+            provider.next(Script(status=400))
+            assert (await chat.ask(words["prompt"], "rejected", **pair)).end["code"] == "llm_rejected"
+            core.next(Answer(status=500, body=words["prompt"]))
+            assert (await chat.ask(words["prompt"], "untold", **pair)).end["type"] == "done"
+            await asyncio.to_thread(process.wait_for_line, "callback_not_delivered")
+            await chat.send_raw(json.dumps({"type": "message", "message": words["prompt"]}))
+            await chat.until("error")
+
+            # the database goes away in the middle of a turn, and is asked for several things meanwhile
+            provider.next(Script(pieces=[words["answer"]] * 100, piece_delay_s=0.01))
+            await chat.send(type="message", message=words["prompt"], turn_id="cut", **pair)
+            await chat.until("delta")
+            await asyncio.to_thread(server.take_away)
+            try:
+                async with connect(process.url, additional_headers=header) as other:
+                    await other.send(type="message", message=words["prompt"], turn_id="t", **new_pair())
+                    await other.until("error")
+                status = await asyncio.to_thread(_put_exam, process.url, words["core-key"], words["problem"])
+                assert status == 500
+                await asyncio.to_thread(process.wait_for_line, "turn_waits_for_database")
+            finally:
+                await asyncio.to_thread(server.bring_back)
+            await chat.until("done", WAIT_S)
+        assert await asyncio.to_thread(process.stop) == 0
+    assert "callback_not_delivered" in process.output
+    for name, word in words.items():
+        assert word not in process.output, name
+    assert SIGNING_SECRET not in process.output
+    assert PROVIDER_SECRET not in process.output
+    assert "Traceback" not in process.output
+
+
+def _put_exam(url: str, key: str, problem: str) -> int:
+    request = urllib.request.Request(
+        f"{url}/api/exams/1",
+        data=json.dumps({"problem_text": problem}).encode(),
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+        method="PUT",
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code

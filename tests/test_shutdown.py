@@ -1,0 +1,208 @@
+"""SIGTERM and Ctrl-C: turns may finish, what does not is ended and stored, and no process is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets
+
+from app.core.settings import Settings
+from tests.conftest import Rows, change
+from tests.support.chat import ChatClient, Command, connect, environment, new_pair, processes_of, wait_until
+from tests.support.core import Answer, FakeCore
+from tests.support.provider import Provider, Script
+from tests.support.service import running
+
+RESTARTING = 1012
+
+
+@pytest.fixture
+def env(settings: Settings) -> dict[str, str]:
+    """A service with a long grace period."""
+    return environment(change(settings, shutdown_grace_s=30, log_level="info"), TURNSTONE_PORT="0")
+
+
+@pytest.fixture
+def data_dir(scratch: Path) -> Iterator[Path]:
+    """An empty data directory; processes of it that a failed test leaves are killed."""
+    path = Path(tempfile.mkdtemp(dir=scratch))
+    path.chmod(0o755)
+    yield path
+    for process in processes_of(path):
+        process.kill()
+
+
+@pytest.fixture
+def embedded(env: dict[str, str], data_dir: Path) -> dict[str, str]:
+    """A service with an embedded database."""
+    del env["TURNSTONE_DATABASE__URL"]
+    return {**env, "TURNSTONE_DATA_DIR": str(data_dir)}
+
+
+def get(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+async def closed(chat: ChatClient) -> int | None:
+    """Wait until the server closes; returns its close code."""
+    try:
+        while True:
+            await chat.receive()
+    except websockets.ConnectionClosed as error:
+        return error.rcvd.code if error.rcvd else None
+
+
+async def test_running_turns_finish_on_open_sockets_and_nothing_new_is_taken(
+    env: dict[str, str], provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    script = Script(pieces=[f"word{i} " for i in range(150)], piece_delay_s=0.01)
+    provider.next(script)
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat, connect(process.url) as other:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            session_id = (await chat.until("started"))["session_id"]
+            await chat.until("delta")
+            process.process.send_signal(signal.SIGTERM)
+            status, body = await asyncio.to_thread(
+                wait_until, lambda: (answer := get(f"{process.url}/readyz"))[0] != 200 and answer
+            )
+            assert (status, body["checks"]["accepting"], body["checks"]["database"]) == (503, False, True)
+            assert get(f"{process.url}/healthz")[0] == 200
+            await other.send(type="message", message="Me too", turn_id="t1", **new_pair())
+            refused = await other.until("error")
+            assert (refused["code"], refused["retryable"]) == ("overloaded", True)
+            done = await chat.until("done")
+            assert done["finish_reason"] == "stop"
+            assert await closed(chat) == RESTARTING
+            assert await closed(other) == RESTARTING
+        assert await asyncio.to_thread(process.process.wait, 30) == 0
+    assert len(provider.requests) == 1
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"] == script.text
+    assert rows.one("SELECT count(*) AS n FROM callbacks WHERE session_id = %s", int(session_id))["n"] == 2
+    assert rows.one("SELECT status FROM prompt_turns")["status"] == "completed"
+
+
+async def test_a_turn_that_does_not_end_in_time_is_interrupted_and_stored(
+    env: dict[str, str], provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    env["TURNSTONE_SHUTDOWN_GRACE_S"] = "0.5"
+    provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            await chat.until("delta")
+            process.process.send_signal(signal.SIGTERM)
+            error = await chat.until("error")
+            assert (error["code"], error["retryable"], error["last_seq"]) == ("interrupted", True, 1)
+            assert await closed(chat) == RESTARTING
+        assert await asyncio.to_thread(process.process.wait, 30) == 0
+    assert (await provider.closed_reach(1))[0].ended == "client_closed"
+    assert rows.one("SELECT status, error_code FROM prompt_turns") == {
+        "status": "interrupted",
+        "error_code": "interrupted",
+    }
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"] == "so far"
+    kinds = [row["type"] for row in rows("SELECT type FROM callbacks ORDER BY callback_seq")]
+    assert kinds == ["usage", "message_response", "error"]
+    assert rows("SELECT 1 FROM turn_chunks") == []
+
+
+async def test_a_second_ctrl_c_does_not_wait_for_turns(env: dict[str, str], provider: Provider, rows: Rows) -> None:
+    provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
+    env["TURNSTONE_LLM__TIMEOUT_S"] = "60"
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            await chat.until("delta")
+            process.process.send_signal(signal.SIGINT)
+            await asyncio.to_thread(wait_until, lambda: get(f"{process.url}/readyz")[0] == 503)
+            begun = time.monotonic()
+            process.process.send_signal(signal.SIGINT)
+            assert (await chat.until("error"))["code"] == "interrupted"
+            assert await asyncio.to_thread(process.process.wait, 30) == 0
+            assert time.monotonic() - begun < 20, "the grace period is 30 s"
+    assert rows.one("SELECT status FROM prompt_turns")["status"] == "interrupted"
+
+
+async def test_a_post_under_way_is_waited_for_and_not_repeated_after_the_restart(
+    env: dict[str, str], provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    core.always(Answer(delay_s=0.5))
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            await chat.ask("Hello", "t1", **new_pair())
+        await core.reaches(lambda posts: len(posts) == 1)
+        assert await asyncio.to_thread(process.stop) == 0
+    core.always(Answer())
+    with running(Command("serve", env=env)) as process:
+        await core.reaches(2, 30)
+        await asyncio.to_thread(
+            wait_until, lambda: rows.one("SELECT count(*) AS n FROM callbacks WHERE status = 'delivered'")["n"] == 2
+        )
+    assert [delivery.seq for delivery in core.deliveries] == [1, 2]
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_started_ends_with_the_command(
+    embedded: dict[str, str], data_dir: Path, command: str, number: signal.Signals
+) -> None:
+    with running(Command(command, env=embedded)) as process:
+        process.wait_for_line("working" if command == "worker" else "listening")
+        assert processes_of(data_dir)
+        assert process.stop(number) == 0, process.output
+    assert "Traceback" not in process.output
+    assert processes_of(data_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("serve", "starting the embedded PostgreSQL"),
+        ("serve", "postgres_initialising"),
+        ("serve", "postgres_initialised"),
+        ("serve", "postgres_started"),
+        ("worker", "postgres_initialised"),
+        ("demo", "starting the embedded PostgreSQL"),
+    ],
+)
+def test_a_signal_during_the_start_leaves_nothing(
+    embedded: dict[str, str], data_dir: Path, command: str, line: str
+) -> None:
+    with running(Command(command, env=embedded)) as process:
+        process.wait_for_line(line)
+        assert process.stop() == 0, process.output
+    assert "Traceback" not in process.output
+    assert processes_of(data_dir) == []
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 1.0])
+def test_a_signal_while_the_local_model_starts_leaves_nothing(
+    embedded: dict[str, str], data_dir: Path, after_s: float
+) -> None:
+    embedded["TURNSTONE_LLM__MODEL"] = "local"
+    with running(Command("serve", env=embedded)) as process:
+        process.wait_for_line("local_model_starting")
+        time.sleep(after_s)  # into the start, wherever it is by then
+        assert process.stop() == 0, process.output
+    assert "Traceback" not in process.output
+    assert processes_of(data_dir) == []

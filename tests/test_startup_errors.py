@@ -1,0 +1,254 @@
+"""What cannot work is said at the start: one clear line, what to do about it, exit code 1, and no secret."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from tests.support.chat import Command
+from tests.support.core import FakeCore
+from tests.support.provider import Provider
+from tests.support.service import running
+
+HIDDEN = "hunter2-must-not-be-shown"
+
+
+@pytest.fixture(scope="module")
+def working(postgres: str, template: str, scratch: Path) -> Iterator[dict[str, str]]:
+    """A process with these variables starts."""
+    with (
+        Provider() as provider,
+        FakeCore() as core,
+        psycopg.connect(postgres, autocommit=True) as connection,
+    ):
+        connection.execute(f"CREATE DATABASE startup TEMPLATE {template}")
+        yield {
+            "TURNSTONE_PORT": "0",
+            "TURNSTONE_DATA_DIR": str(scratch / "startup"),
+            "TURNSTONE_DATABASE__URL": make_url(postgres).set(database="startup").render_as_string(hide_password=False),
+            "TURNSTONE_LLM__MODEL": "openai:scripted",
+            "TURNSTONE_LLM__BASE_URL": provider.base_url,
+            "TURNSTONE_LLM__API_KEY": "sk-scripted",
+            "TURNSTONE_CALLBACKS__URL": core.callback_url,
+        }
+
+
+@pytest.fixture
+def env(working: dict[str, str]) -> dict[str, str]:
+    """Variables to break."""
+    return dict(working)
+
+
+@pytest.fixture(scope="module")
+def taken() -> Iterator[str]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield str(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def password_url(postgres: str, scratch: Path) -> Iterator[str]:
+    """A user's address with a password that is wrong, on a server that asks for it."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        found = connection.execute("SHOW hba_file").fetchone()
+        assert found is not None
+        rules = Path(found[0])
+        before = rules.read_text()
+        connection.execute("CREATE ROLE asked LOGIN PASSWORD 'another'")
+        rules.write_text(f"local all asked scram-sha-256\n{before}")
+        connection.execute("SELECT pg_reload_conf()")
+        yield make_url(postgres).set(username="asked", password=HIDDEN).render_as_string(hide_password=False)
+        rules.write_text(before)
+        connection.execute("SELECT pg_reload_conf()")
+        connection.execute("DROP ROLE asked")
+
+
+def refused(command: str, env: dict[str, str]) -> str:
+    """What ``command`` says when it ends with exit code 1, in one line and a remedy."""
+    with running(Command(command, env=env)) as process:
+        assert isinstance(process, Command)
+        code, output = process.ended()
+    assert code == 1, output
+    assert "Traceback" not in output
+    assert HIDDEN not in output
+    lines = output.splitlines()
+    assert lines[-2].startswith("turnstone: "), output
+    assert lines[-1].startswith("  "), output
+    return output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("DATABASE__URL", f"postgresql://me:{HIDDEN}@127.0.0.1:1/db", "Connection refused"),
+        ("DATABASE__URL", f"postgresql://127.0.0.1:1/db?password={HIDDEN}", "Connection refused"),
+        ("DATABASE__URL", f"postgresql://127.0.0.1:1/db?nonsense={HIDDEN}", "nonsense"),
+        ("DATABASE__URL", f"postgresql://me:{HIDDEN}@127.0.0.1:port/db", "TURNSTONE_DATABASE__URL: is not a URL"),
+        ("DATABASE__URL", f"mysql://me:{HIDDEN}@127.0.0.1/db", "TURNSTONE_DATABASE__URL: must start with postgresql"),
+        ("REDIS__URL", "http://127.0.0.1", "TURNSTONE_REDIS__URL: must start with redis://"),
+        ("REDIS__URL", "redis://127.0.0.1:port", "TURNSTONE_REDIS__URL: is not a URL"),
+        ("LLM__BASE_URL", "ftp://127.0.0.1", "TURNSTONE_LLM__BASE_URL: must start with http"),
+        ("LLM__BASE_URL", "http://", "TURNSTONE_LLM__BASE_URL: names no host"),
+        ("LLM__BASE_URL", "http://127.0.0.1:port", "TURNSTONE_LLM__BASE_URL: is not a URL"),
+        ("LLM__MODEL", "nonsense", "TURNSTONE_LLM__MODEL=nonsense is not a model's name"),
+        ("LLM__MODEL", "openai:", "TURNSTONE_LLM__MODEL=openai: is not a model's name"),
+        ("LLM__MODEL", "foo:bar", "foo:bar"),
+        ("LLM__API_KEY", f"{HIDDEN}\n", "TURNSTONE_LLM__API_KEY: must be of printable"),
+        ("LLM__TIMEOUT_S", "inf", "TURNSTONE_LLM__TIMEOUT_S"),
+        ("LLM__MODLE", "local", "TURNSTONE_LLM__MODLE"),
+        ("CALLBACKS__URL", "core.example", "TURNSTONE_CALLBACKS__URL: must start with http"),
+        ("CALLBACKS__URL", "http://:80/", "TURNSTONE_CALLBACKS__URL: names no host"),
+        ("CALLBACKS__RETRY_DELAYS_S", "[1,", "TURNSTONE_CALLBACKS__RETRY_DELAYS_S: must be a JSON list"),
+        ("CALLBACKS__RETRY_DELAYS_S", "1,2", "TURNSTONE_CALLBACKS__RETRY_DELAYS_S: must be a JSON list"),
+        ("CALLBACKS__RETRY_DELAYS_S", "[-1]", "TURNSTONE_CALLBACKS__RETRY_DELAYS_S"),
+        ("CALLBACKS__RETRY_DELAYS_S", "[1e999]", "TURNSTONE_CALLBACKS__RETRY_DELAYS_S"),
+        ("CALLBACKS__SIGNING_SECRET", HIDDEN, "TURNSTONE_CALLBACKS__SIGNING_SECRET: must be a Standard Webhooks"),
+        ("CALLBACKS__SIGNING_SECRET", f"whsec_!{HIDDEN}", "TURNSTONE_CALLBACKS__SIGNING_SECRET: must be a Standard"),
+        ("CALLBACKS__SIGNING_SECRET", "whsec_", "TURNSTONE_CALLBACKS__SIGNING_SECRET: must be a Standard Webhooks"),
+        ("CALLBACKS", HIDDEN, "TURNSTONE_CALLBACKS"),
+        ("AUTH__MODE", "token", "TURNSTONE_AUTH__MODE=token needs TURNSTONE_AUTH__API_KEY"),
+        ("HOST", "0.0.0.0", "TURNSTONE_AUTH__MODE=open"),
+        ("HOST", "::", "TURNSTONE_AUTH__MODE=open"),
+        ("LOG_LEVEL", "loud", "TURNSTONE_LOG_LEVEL"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named_and_nothing_starts(
+    env: dict[str, str], name: str, value: str, said: str
+) -> None:
+    env[f"TURNSTONE_{name}"] = value
+    assert said in refused("serve", env)
+
+
+@pytest.mark.parametrize("port", ["http", "70000", "-1"])
+def test_a_port_that_is_none_is_named(env: dict[str, str], port: str) -> None:
+    with running(Command("serve", env={**env, "TURNSTONE_HOST": "127.0.0.1"} | {"turnstone_port": port})) as process:
+        assert isinstance(process, Command)
+        code, output = process.ended()
+    assert code == 1
+    assert "TURNSTONE_PORT" in output
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "doctor"])
+def test_a_port_that_is_taken_is_told_before_anything_starts(env: dict[str, str], taken: str, command: str) -> None:
+    env["TURNSTONE_PORT"] = taken
+    with running(Command(command, env=env)) as process:
+        assert isinstance(process, Command)
+        code, output = process.ended()
+    assert code == 1
+    assert f"127.0.0.1:{taken} is taken" in output
+    assert "TURNSTONE_PORT" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "demo", "migrate"])
+def test_a_data_directory_that_cannot_be_written_is_told(env: dict[str, str], tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    del env["TURNSTONE_DATABASE__URL"]
+    env["TURNSTONE_DATA_DIR"] = str(tmp_path / "file" / "data")
+    assert "TURNSTONE_DATA_DIR" in refused(command, env)
+
+
+def test_the_local_model_tells_of_a_data_directory_that_cannot_be_written(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    env["TURNSTONE_DATA_DIR"] = str(tmp_path / "file" / "data")
+    env["TURNSTONE_LLM__MODEL"] = "local"
+    assert str(tmp_path / "file") in refused("serve", env)
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "migrate"])
+def test_a_wrong_password_is_told_and_not_repeated(env: dict[str, str], password_url: str, command: str) -> None:
+    env["TURNSTONE_DATABASE__URL"] = password_url
+    assert "password authentication failed" in refused(command, env)
+
+
+def test_a_database_that_does_not_exist_is_named(env: dict[str, str], postgres: str) -> None:
+    env["TURNSTONE_DATABASE__URL"] = make_url(postgres).set(database="nosuch").render_as_string(hide_password=False)
+    assert '"nosuch" does not exist' in refused("serve", env)
+
+
+def test_a_user_who_may_not_make_tables_is_told_so(env: dict[str, str], postgres: str) -> None:
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE ROLE guest LOGIN")
+        connection.execute("CREATE DATABASE guarded")
+        try:
+            url = make_url(postgres).set(username="guest", database="guarded")
+            env["TURNSTONE_DATABASE__URL"] = url.render_as_string(hide_password=False)
+            assert "permission denied" in refused("serve", env)
+        finally:
+            connection.execute("DROP DATABASE guarded WITH (FORCE)")
+            connection.execute("DROP ROLE guest")
+
+
+def test_a_hosted_model_without_a_key_is_told(env: dict[str, str]) -> None:
+    del env["TURNSTONE_LLM__API_KEY"], env["TURNSTONE_LLM__BASE_URL"]
+    env["TURNSTONE_LLM__MODEL"] = "openai:gpt-4.1-mini"
+    assert "TURNSTONE_LLM__API_KEY" in refused("serve", env)
+
+
+def test_an_empty_key_is_no_key(env: dict[str, str]) -> None:
+    env["TURNSTONE_AUTH__MODE"] = "token"
+    env["TURNSTONE_AUTH__API_KEY"] = ""
+    assert "needs TURNSTONE_AUTH__API_KEY" in refused("serve", env)
+
+
+def test_an_empty_variable_is_as_good_as_none(env: dict[str, str]) -> None:
+    for name in ("REDIS__URL", "CALLBACKS__URL", "CALLBACKS__SIGNING_SECRET", "LOG_FORMAT"):
+        env[f"TURNSTONE_{name}"] = ""
+    with running(Command("serve", env=env)) as process:
+        process.wait_ready()
+        assert process.stop() == 0
+
+
+def test_a_redis_that_does_not_answer_is_told_and_done_without(env: dict[str, str]) -> None:
+    env["TURNSTONE_REDIS__URL"] = "redis://127.0.0.1:1"
+    with running(Command("serve", env=env)) as process:
+        process.wait_ready()
+        assert process.stop() == 0
+    assert "redis_unavailable" in process.output
+
+
+def test_doctor_finds_everything_well(env: dict[str, str]) -> None:
+    code, output = Command("doctor", env=env).ended()
+    assert code == 0, output
+    assert output.count("ok  ") == 6
+    assert "FAIL" not in output
+
+
+def test_doctor_tells_of_every_fault_at_once(env: dict[str, str], tmp_path: Path, taken: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    env["TURNSTONE_PORT"] = taken
+    env["TURNSTONE_DATA_DIR"] = str(tmp_path / "file" / "data")
+    env["TURNSTONE_DATABASE__URL"] = f"postgresql://me:{HIDDEN}@127.0.0.1:1/db"
+    env["TURNSTONE_REDIS__URL"] = "redis://127.0.0.1:1"
+    env["TURNSTONE_LLM__BASE_URL"] = "http://127.0.0.1:1"
+    code, output = Command("doctor", env=env).ended()
+    assert code == 1
+    assert output.count("FAIL") == 5, output
+    for remedy in ("PORT", "DATA_DIR", "DATABASE__URL", "REDIS__URL", "LLM__BASE_URL"):
+        assert f"TURNSTONE_{remedy}" in output
+    assert HIDDEN not in output
+    assert "Traceback" not in output
+
+
+def test_doctor_looks_and_changes_nothing(env: dict[str, str], postgres: str) -> None:
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE untouched")
+        try:
+            url = make_url(postgres).set(database="untouched").render_as_string(hide_password=False)
+            env["TURNSTONE_DATABASE__URL"] = url
+            code, output = Command("doctor", env=env).ended()
+            assert code == 0, output
+            assert "tables at version none" in output
+            with psycopg.connect(url) as looked:
+                assert looked.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+            env["TURNSTONE_DATABASE__MIGRATE"] = "false"
+            code, output = Command("doctor", env=env).ended()
+            assert code == 1
+            assert "turnstone migrate" in output
+        finally:
+            connection.execute("DROP DATABASE untouched WITH (FORCE)")
