@@ -104,6 +104,8 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
     Raises:
         StartupError: something cannot be used, and what to do about it.
     """
+    if settings.auth.ticket_secret is not None or settings.auth.jwks is not None:
+        log.warning("tickets_not_supported_yet", remedy="candidates come in through a backend that has the API key")
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings, say=say))
         redis = None

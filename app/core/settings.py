@@ -139,6 +139,8 @@ class AuthSettings(_Section):
 
     mode: Literal["open", "token"] = "open"
     api_key: Key | None = None
+    ticket_secret: Key | None = Field(None, description="reserved: candidates' tickets are not taken yet")
+    jwks: str | None = Field(None, description="reserved, like ticket_secret")
 
 
 class WorkerSettings(_Section):
