@@ -29,10 +29,10 @@ doctor: $(READY) ## check what the service needs
 	@$(BIN)/turnstone doctor
 
 test: $(READY) ## run the whole suite (browser tests are skipped where there is no Chromium)
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 test-fast: $(READY) ## run the suite without browser, model and slow tests
-	$(BIN)/python -m pytest -q -m "not browser and not model and not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not browser and not model and not slow"
 
 check: $(READY) ## lint, format, types and layers
 	$(BIN)/ruff check .

@@ -105,7 +105,7 @@ def test_odd_text_is_counted_in_linear_time(counter: TokenCounter, text: str) ->
 def test_any_text_is_counted_and_never_with_more_tokens_than_bytes(text: str) -> None:
     size = len(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode())
     for counter in COUNTERS:
-        assert (text == "") == (counter.count(text).tokens == 0)
+        assert text or counter.count(text).tokens == 0  # some control characters are no token of the local model
         assert counter.count(text).tokens <= size
         assert counter.count_messages([ChatMessage("user", text)]).tokens >= counter.count(text).tokens
 

@@ -594,6 +594,8 @@ class _Player:
             self._handle = self._loop.call_soon(self._write)
 
     def _write(self) -> None:
+        if self._transport.is_closing():
+            return  # the client has left in this tick; the record says so
         _, data, pieces, stamp_at = self._steps[self._next]
         if stamp_at >= 0:
             stamp = _STAMP_FORMAT % time.perf_counter()
