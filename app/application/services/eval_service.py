@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.application.turns.ending import ending_of
 from app.application.turns.input import TurnInput, load_input
@@ -24,7 +25,7 @@ from app.infrastructure.persistence.models import PromptRoleEnum, PromptSession,
 from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
-from app.infrastructure.repositories.turn_repository import NewTurn, TurnRepository
+from app.infrastructure.repositories.turn_repository import NewTurn, StartedTurn, TurnRepository
 
 _TRIES_TO_START = 10
 """What is in a turn's way may be gone when we look for it; then it is tried again, but not for ever."""
@@ -228,14 +229,11 @@ class EvalService:
         owner, model = self._owner(), self._runner.model
         try:
             async with get_db_context() as db:
-                sessions, turns = SessionRepository(db), TurnRepository(db)
-                session_id = command.session_id or (await self._session_of_pair(sessions, command)).id
-                is_int = isinstance(command.turn_id, int)
-                started = await turns.start(
-                    NewTurn(session_id, str(command.turn_id), is_int, owner, model.client.model)
-                )
+                sessions = SessionRepository(db)
+                started = await self._start(db, command, owner)
                 if started is None:
                     return None
+                session_id = started.session_id
                 _check_spec(command, started.spec_id)
                 counted = model.counter.count(command.message)
                 meta = {"tokenizer": counted.tokenizer} | ({"approximate": True} if counted.approximate else {})
@@ -258,6 +256,22 @@ class EvalService:
         except IntegrityError:
             return None
         return TurnRef(started.pk, session_id, started.turn, command.turn_id, owner), given
+
+    async def _start(self, db: AsyncSession, command: ChatCommand, owner: int) -> StartedTurn | None:
+        """Start the turn in its session; a pair that has none gets one."""
+        turns, sessions = TurnRepository(db), SessionRepository(db)
+
+        def new(session: int | tuple[int, int]) -> NewTurn:
+            is_int = isinstance(command.turn_id, int)
+            return NewTurn(session, str(command.turn_id), is_int, owner, self._runner.model.client.model)
+
+        if command.session_id is not None:
+            return await turns.start(new(command.session_id))
+        assert command.exam_id is not None and command.participant_id is not None, "checked where it came in"
+        started = await turns.start(new((command.exam_id, command.participant_id)))
+        if started is not None:
+            return started
+        return await turns.start(new((await self._session_of_pair(sessions, command)).id))
 
     async def _explain(self, command: ChatCommand) -> PromptTurn | None:
         """Why a turn cannot be started.

@@ -29,7 +29,7 @@ async def load_input(
     history_tokens: int,
 ) -> TurnInput:
     """The input of a turn: the exam's problem, the conversation before the turn, and its message."""
-    history = await sessions.history(session_id, before_turn=turn, token_budget=history_tokens)
+    history = await sessions.history(session_id, before_turn=turn, token_budget=history_tokens) if turn > 1 else []
     messages = build_messages(system_prompt(problem_text), past_turns(history), message, token_budget=history_tokens)
     return TurnInput(message, messages)
 

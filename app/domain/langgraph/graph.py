@@ -41,5 +41,6 @@ def build_graph() -> TurnGraph:
     return TurnGraph(graph.compile(name="turn"))
 
 
-def _after_guard(state: TurnState) -> str:
+async def _after_guard(state: TurnState) -> str:
+    # A coroutine, because LangGraph runs plain functions in a thread.
     return END if state["refused"] else "writer"

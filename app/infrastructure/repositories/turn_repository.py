@@ -30,21 +30,24 @@ _flush = text(
     DO UPDATE SET content = EXCLUDED.content, delta_lengths = EXCLUDED.delta_lengths
     """
 )
-_start = text(
-    """
+_start = """
     WITH numbered AS (
-        UPDATE prompt_sessions SET last_turn = last_turn + 1 WHERE id = :session_id AND ended_at IS NULL
+        UPDATE prompt_sessions SET last_turn = last_turn + 1 WHERE {which} AND ended_at IS NULL
         RETURNING id, exam_id, spec_id, last_turn
     ), started AS (
         INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)
         SELECT id, last_turn, :client_turn_id, :turn_id_is_int, 'running', :owner, :model FROM numbered
         RETURNING id, turn
     )
-    SELECT started.id AS pk, started.turn, numbered.spec_id,
+    SELECT started.id AS pk, numbered.id AS session_id, started.turn, numbered.spec_id,
            (SELECT problem_text FROM exams WHERE exams.id = numbered.exam_id) AS problem_text
     FROM started, numbered
     """
-).bindparams(bindparam("client_turn_id", type_=String), bindparam("model", type_=String))
+_texts = (bindparam("client_turn_id", type_=String), bindparam("model", type_=String))
+_start_in_session = text(_start.format(which="id = :session_id")).bindparams(*_texts)
+_start_for_pair = text(_start.format(which="exam_id = :exam_id AND participant_id = :participant_id")).bindparams(
+    *_texts
+)
 _settle = """
     UPDATE prompt_turns SET
         status = :status, finish_reason = :finish_reason, error_code = :error_code, error_message = :error_message,
@@ -79,9 +82,9 @@ def unpack_lengths(packed: bytes) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class NewTurn:
-    """A turn about to run."""
+    """A turn about to run, in a session or in the active one of a pair (exam, participant)."""
 
-    session_id: int
+    session: int | tuple[int, int]
     client_turn_id: str
     turn_id_is_int: bool
     owner: int
@@ -93,6 +96,7 @@ class StartedTurn:
     """A turn that has its number; with what its prompt needs of its session and exam."""
 
     pk: int
+    session_id: int
     turn: int
     spec_id: int | None
     problem_text: str | None
@@ -177,14 +181,17 @@ class TurnRepository:
             sqlalchemy.exc.IntegrityError: the session runs a turn already, or knows the turn's id. The transaction is
                 lost.
         """
-        values = {
-            "session_id": new.session_id,
+        values: dict[str, Any] = {
             "client_turn_id": new.client_turn_id,
             "turn_id_is_int": new.turn_id_is_int,
             "owner": new.owner,
             "model": new.model,
         }
-        row = (await self._db.execute(_start, values)).first()
+        if isinstance(new.session, int):
+            statement, values["session_id"] = _start_in_session, new.session
+        else:
+            statement, (values["exam_id"], values["participant_id"]) = _start_for_pair, new.session
+        row = (await self._db.execute(statement, values)).first()
         return None if row is None else StartedTurn(*row)
 
     async def flush(self, owner: int, chunks: Sequence[Chunk]) -> bool:
