@@ -260,7 +260,7 @@ async def running_turn(database: Database) -> TurnRef:
     async with get_db_context() as db:
         owner = await WorkerRepository(db).register("test")
         session = await SessionRepository(db).create_session(**new_pair())
-        new = NewTurn(session_id=session.id, client_turn_id="t", turn_id_is_int=False, owner=owner, model="m")
+        new = NewTurn(session=session.id, client_turn_id="t", turn_id_is_int=False, owner=owner, model="m")
         started = await TurnRepository(db).start(new)
     assert started is not None
     return TurnRef(started.pk, session.id, started.turn, "t", owner)
