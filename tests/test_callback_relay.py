@@ -673,15 +673,6 @@ async def test_delivery_goes_on_after_the_database_was_restarted(
 # processes
 
 
-class Process(ServiceProcess):
-    """A process whose output is read to its end."""
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line)
-
-
 def say(service: Service | ServiceProcess, message: str, **where: Any) -> dict[str, Any]:
     """One turn over REST."""
     answer = httpx.post(
@@ -739,7 +730,7 @@ async def test_a_process_killed_between_cores_answer_and_its_note_of_it_sends_th
     prompt, answer = "a prompt that no log may show", "an answer that no log may show"
     provider.default = Script(pieces=(answer,))
     core.next(Answer(status=500), Answer(delay_s=1.0))
-    with running(Process("serve", env=env)) as process:
+    with running(ServiceProcess("serve", env=env)) as process:
         await asyncio.to_thread(process.wait_ready)
         await asyncio.to_thread(say, process, prompt)
         await core.reaches(lambda posts: len(posts) == 2, WAIT_S)
@@ -767,7 +758,7 @@ async def test_a_worker_process_delivers_and_is_woken_at_once(
     pair = new_pair()
     await asyncio.to_thread(say, service, "nobody delivers yet", **pair)
     assert states_of_all(rows) == {"pending"}
-    with running(Process("worker", env=env)) as worker:
+    with running(ServiceProcess("worker", env=env)) as worker:
         await asyncio.to_thread(worker.wait_for_line, "working")
         await core.reaches(2, WAIT_S)
         for turn in range(2, 11):
