@@ -447,9 +447,9 @@ async def test_message_cancelled_before_it_was_sent_never_is(page: Page, server:
     await page.goto(f"{server.url}/blank")
     await page.evaluate(OPEN_CLIENT, {})
     sent = "client.send({message: 'x', turnId: 't1', examId: 1, participantId: 1})"
+    begun_anew = "client.close(); client.connect()"
     # no connection can open while this runs
-    in_one_go = f"async () => {{ const turn = {sent}; client.cancel('t1'); return ({REPORT})(turn); }}"
-    await page.evaluate("client.close(), client.connect()")
+    in_one_go = f"async () => {{ {begun_anew}; const turn = {sent}; client.cancel('t1'); return ({REPORT})(turn); }}"
     turn = await page.evaluate(in_one_go)
     assert turn["state"] == "cancelled"
     await until_true(page, "client.state === 'open'")
