@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from sqlalchemy import event, make_url, text
+from sqlalchemy import make_url, text
 from structlog.testing import capture_logs
 
 from app.application.services.callback_relay import CallbackRelay
@@ -24,7 +24,7 @@ from app.core.settings import CallbackSettings, Settings
 from app.infrastructure.persistence.bell import Bell
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
-from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.persistence.session import Database, Transaction, get_db_context
 from app.infrastructure.repositories.callback_repository import CallbackRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -410,14 +410,16 @@ async def test_a_fenced_workers_claims_are_freed_and_it_claims_nothing_more(
     dead = await new_worker()
     sessions = await sessions_with(2, 3)
     async with get_db_context() as db:
-        assert len(await CallbackRepository(db).claim(dead, failing=False, limit=10)) == 3
+        claimed, _ = await CallbackRepository(db).claim(dead, fresh=10, failing=10, room=10)
+        assert len(claimed) == 3
     async with relaying(quick()):
         async with get_db_context() as db:
             await WorkerRepository(db).fence(dead)
         await core.reaches(6, WAIT_S)
     await record(sessions[0])
     async with get_db_context() as db:
-        assert await CallbackRepository(db).claim(dead, failing=False, limit=10) == []
+        claimed, _ = await CallbackRepository(db).claim(dead, fresh=10, failing=10, room=10)
+        assert claimed == []
     assert [lane["claimed_by"] for lane in lanes(rows)] == [None]
 
 
@@ -427,7 +429,8 @@ async def test_a_claim_made_while_its_worker_is_being_fenced_is_no_claim(rows: R
 
     async def claim() -> list[Any]:
         async with get_db_context() as db:
-            return list(await CallbackRepository(db).claim(worker, failing=False, limit=10))
+            claimed, _ = await CallbackRepository(db).claim(worker, fresh=10, failing=10, room=10)
+            return list(claimed)
 
     async with get_db_context() as db:
         await WorkerRepository(db).fence(worker)
@@ -475,22 +478,30 @@ async def test_two_relays_send_no_event_twice_and_a_sessions_events_one_after_th
     assert len(core.deliveries) == 100
 
 
-async def count_claims(database: Database, during: Awaitable[Any]) -> int:
-    """How many claiming statements are sent while something is awaited."""
-    count = 0
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Any]]]:
+    """The statements that go the short way from now on, each with the rows it brought."""
+    seen: list[tuple[str, list[Any]]] = []
+    run = Transaction.run
 
-    def executed(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        nonlocal count
-        count += "SKIP LOCKED" in statement
+    async def noted(self: Transaction, statement: Any, values: Any) -> list[Any]:
+        rows = await run(self, statement, values)
+        seen.append((statement, rows))
+        return rows
 
-    event.listen(database.engine.sync_engine, "before_cursor_execute", executed)
-    await during
-    event.remove(database.engine.sync_engine, "before_cursor_execute", executed)
-    return count
+    monkeypatch.setattr(Transaction, "run", noted)
+    return seen
+
+
+async def count_claims(statements: list[tuple[str, list[Any]]], seconds: float) -> int:
+    """How many claiming statements are sent within the next seconds."""
+    before = len(statements)
+    await asyncio.sleep(seconds)
+    return sum("SKIP LOCKED" in statement for statement, _ in statements[before:])
 
 
 async def test_a_thousand_sessions_that_wait_for_a_retry_cost_next_to_nothing(
-    core: FakeCore, quick: Callable[..., CallbackSettings], database: Database, rows: Rows
+    core: FakeCore, quick: Callable[..., CallbackSettings], statements: list[tuple[str, list[Any]]], rows: Rows
 ) -> None:
     rows("INSERT INTO prompt_sessions (exam_id, participant_id) SELECT 9, g FROM generate_series(1, 1000) AS g")
     rows(
@@ -505,51 +516,44 @@ async def test_a_thousand_sessions_that_wait_for_a_retry_cost_next_to_nothing(
         (session_id,) = await sessions_with(1, 1)
         await core.reaches(1, WAIT_S)
         used = time.thread_time()
-        assert await count_claims(database, asyncio.sleep(2)) <= 10
+        assert await count_claims(statements, 2) <= 10
         assert time.thread_time() - used < 0.5
     assert {delivery.session_id for delivery in core.deliveries} == {str(session_id)}
 
 
 async def test_a_lane_that_nobody_can_claim_just_now_makes_no_busy_loop_and_holds_up_no_other(
-    core: FakeCore, quick: Callable[..., CallbackSettings], database: Database
+    core: FakeCore, quick: Callable[..., CallbackSettings], statements: list[tuple[str, list[Any]]]
 ) -> None:
     (session_id,) = await sessions_with(1, 1)
     async with get_db_context() as db:
         await CallbackService(db).send_error(session_id, "internal", "holds the lane's row")
         async with relaying(quick()):
-            assert await count_claims(database, asyncio.sleep(1)) <= 50
+            assert await count_claims(statements, 1) <= 50
             assert len(core.deliveries) == 0
             await record(await new_session())
             await core.reaches(1, WAIT_S)
 
 
 async def test_no_place_means_no_looking(
-    core: FakeCore, quick: Callable[..., CallbackSettings], database: Database
+    core: FakeCore, quick: Callable[..., CallbackSettings], statements: list[tuple[str, list[Any]]]
 ) -> None:
     await sessions_with(1, 6)
     core.always(HANG)
     async with relaying(quick(concurrency=2, timeout_s=60)):
         await core.reaches(lambda posts: len(posts) >= 1, WAIT_S)
-        assert await count_claims(database, asyncio.sleep(1)) <= 6
+        assert await count_claims(statements, 1) <= 6
         core.stop()
 
 
 async def test_a_claim_reads_a_bounded_part_of_a_backlog(
-    core: FakeCore, quick: Callable[..., CallbackSettings], database: Database
+    core: FakeCore, quick: Callable[..., CallbackSettings], statements: list[tuple[str, list[Any]]]
 ) -> None:
     await sessions_with(500, 1)
-    fetched: list[int] = []
-
-    def executed(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if "e.payload" in statement:
-            fetched.append(cursor.rowcount)
-
-    event.listen(database.engine.sync_engine, "after_cursor_execute", executed)
     core.always(HANG)
     async with relaying(quick(timeout_s=60)):
         await core.reaches(lambda posts: len(posts) >= 1, WAIT_S)
         core.stop()
-    event.remove(database.engine.sync_engine, "after_cursor_execute", executed)
+    fetched = [len(rows) for statement, rows in statements if "event.payload, event.attempts" in statement]
     assert fetched and max(fetched) <= 10
 
 

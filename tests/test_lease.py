@@ -131,7 +131,7 @@ async def test_the_database_refuses_what_a_fenced_owner_writes(
         turn = await asyncio.to_thread(
             wait_until, lambda: rows("SELECT t.* FROM prompt_turns t JOIN turn_chunks c ON c.turn_pk = t.id")
         )
-        pk, owner = turn[0]["id"], turn[0]["owner"]
+        pk, session_id, owner = turn[0]["id"], turn[0]["session_id"], turn[0]["owner"]
 
         async def write() -> tuple[bool, bool]:
             async with get_db_context() as db:
@@ -139,7 +139,8 @@ async def test_the_database_refuses_what_a_fenced_owner_writes(
             async with get_db_context() as db:
                 turns = TurnRepository(db)
                 flushed = await turns.flush(owner, [Chunk(pk, 2, "never", [5])])
-                return flushed, await turns.settle(pk, owner, TurnEnding(TurnStatus.CANCELLED, Usage()))
+                ending = TurnEnding(TurnStatus.CANCELLED, Usage())
+                return flushed, await turns.settle(pk, session_id, owner, ending)
 
         assert service.call(write()) == (False, False)
         # The owner does not know yet. Its own ending is refused as well; it tells the one that the turn was given.

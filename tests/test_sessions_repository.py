@@ -198,17 +198,6 @@ async def test_error_in_a_transaction_undoes_all_of_it(database: Database, rows:
     assert rows("SELECT id FROM prompt_sessions") == []
 
 
-async def test_tokens_add_up_under_contention(database: Database, rows: Rows) -> None:
-    session = await create()
-
-    async def add(tokens: int) -> None:
-        async with get_db_context() as db:
-            await SessionRepository(db).add_tokens(session.id, tokens)
-
-    await asyncio.gather(*[add(number) for number in range(30)])
-    assert rows.one("SELECT total_tokens FROM prompt_sessions")["total_tokens"] == sum(range(30))
-
-
 async def test_lists_are_read_in_parts(database: Database) -> None:
     for participant in (1, 2, 1):
         session = await create(3, participant)

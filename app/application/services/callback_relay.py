@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import structlog
 
@@ -28,7 +28,6 @@ from app.infrastructure.repositories.callback_repository import (
 )
 from app.infrastructure.webhook import Delivered, Refused, Unreachable, WebhookSender
 
-T = TypeVar("T")
 log = structlog.get_logger()
 
 _LOOK_AROUND_S = 1.0
@@ -121,33 +120,27 @@ class CallbackRelay:
         if len(self._lanes) >= self._settings.concurrency:
             return _LOOK_AROUND_S  # a lane that ends wakes us
         worker = self._worker()
-        claimed: list[ClaimedLane] = []
-        exhausted: list[bool] = []
+        busy = Counter(lane.failing for lane in self._lanes.values())
         async with get_db_context() as db:
             callbacks = CallbackRepository(db)
-            for failing in (False, True):
-                room = self._room(failing, claimed)
-                lanes = await callbacks.claim(worker, failing=failing, limit=room) if room > 0 else []
-                claimed += lanes
-                if len(lanes) < room:
-                    exhausted.append(failing)
-            due_in = await callbacks.seconds_to_next(exhausted) if exhausted else None
-        for lane in claimed:
-            self._start(sender, lane)
+            lanes, due_in = await callbacks.claim(
+                worker,
+                fresh=max(self._places_per_kind - busy[False], 0),
+                failing=max(self._places_per_kind - busy[True], 0),
+                room=self._settings.concurrency - len(self._lanes),
+            )
+            events = await callbacks.next_events(lanes, limit=_EVENTS_PER_CLAIM) if lanes else {}
+        for lane in lanes:
+            self._start(sender, lane, events[lane.session_id])
         return _LOOK_AROUND_S if due_in is None else min(max(due_in, _LOOK_AGAIN_S), _LOOK_AROUND_S)
-
-    def _room(self, failing: bool, claimed: list[ClaimedLane]) -> int:
-        """How many more lanes of a kind may be claimed, some being claimed already."""
-        busy = [*self._lanes.values(), *claimed]
-        of_kind = sum(lane.failing == failing for lane in busy)
-        return min(self._settings.concurrency - len(busy), self._places_per_kind - of_kind)
 
     def _sessions_of(self, worker: int) -> set[int]:
         return {lane.session_id for lane in self._lanes.values() if lane.worker == worker}
 
-    def _start(self, sender: WebhookSender, lane: ClaimedLane) -> None:
+    def _start(self, sender: WebhookSender, lane: ClaimedLane, events: Sequence[CallbackEvent]) -> None:
         before = [task for task, other in self._lanes.items() if other.session_id == lane.session_id]
-        task = asyncio.create_task(self._deliver(sender, lane, before), name=f"callbacks of {lane.session_id}")
+        delivery = self._deliver(sender, lane, events, before)
+        task = asyncio.create_task(delivery, name=f"callbacks of {lane.session_id}")
         self._lanes[task] = lane
         task.add_done_callback(self._lane_ended)
 
@@ -158,16 +151,29 @@ class CallbackRelay:
             log.error("callback_lane_failed", session_id=lane.session_id, error=type(error).__name__)
         self.wake()
 
-    async def _deliver(self, sender: WebhookSender, lane: ClaimedLane, before: list[asyncio.Task[None]]) -> None:
+    async def _deliver(
+        self,
+        sender: WebhookSender,
+        lane: ClaimedLane,
+        events: Sequence[CallbackEvent],
+        before: list[asyncio.Task[None]],
+    ) -> None:
         """Send a session's next events, and write down what became of them.
 
         ``before``: tasks that had the session; they may not have heard yet that their last commit was done.
         """
         if before:
             await asyncio.wait(before)
-        events = await _when_database_answers(lambda callbacks: callbacks.next_events(lane, limit=_EVENTS_PER_CLAIM))
         results = await self._send_in_order(sender, lane, events)
-        await _when_database_answers(lambda callbacks: _write_down(callbacks, lane, results))
+        while True:
+            try:
+                async with get_db_context() as db:
+                    await CallbackRepository(db).write_down(lane, results)
+            except DATABASE_DOWN as error:
+                log.warning("callback_lane_waits_for_database", error=fault(error))
+                await asyncio.sleep(_LOOK_AROUND_S)
+            else:
+                return
 
     async def _send_in_order(
         self, sender: WebhookSender, lane: ClaimedLane, events: Sequence[CallbackEvent]
@@ -201,26 +207,6 @@ class CallbackRelay:
                 next_try_s=result.delay_s if result.status is CallbackStatusEnum.PENDING else None,
             )
         return result
-
-
-async def _when_database_answers(work: Callable[[CallbackRepository], Awaitable[T]]) -> T:
-    """Do ``work`` in a transaction, for as long as it takes."""
-    while True:
-        try:
-            async with get_db_context() as db:
-                return await work(CallbackRepository(db))
-        except DATABASE_DOWN as error:
-            log.warning("callback_lane_waits_for_database", error=fault(error))
-            await asyncio.sleep(_LOOK_AROUND_S)
-
-
-async def _write_down(callbacks: CallbackRepository, lane: ClaimedLane, results: Sequence[TryResult]) -> None:
-    if results:
-        await callbacks.report(results)
-    if results and results[-1].status is CallbackStatusEnum.PENDING:
-        await callbacks.give_back(lane, failing=True, delay_s=results[-1].delay_s)
-    else:
-        await callbacks.give_back(lane, failing=False)
 
 
 def judge(

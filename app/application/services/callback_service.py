@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from app.infrastructure.repositories.callback_repository import CallbackRepository
+from app.infrastructure.persistence.session import Transaction
+from app.infrastructure.repositories.callback_repository import CallbackRepository, NewCallback
 
 Purpose = Literal["chat", "evaluation"]
 
@@ -19,9 +20,22 @@ class CallbackService:
         held: no receiver is set, so the callbacks wait until one is.
     """
 
-    def __init__(self, db: AsyncSession, *, held: bool = False) -> None:
+    def __init__(self, db: Transaction, *, held: bool = False) -> None:
         self._callbacks = CallbackRepository(db)
         self._held = held
+        self._gathered: dict[int, list[NewCallback]] | None = None
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[CallbackService]:
+        """Record what is sent in the block at its end, in one statement for each session; nothing, if it raises."""
+        self._gathered = {}
+        try:
+            yield self
+            gathered = self._gathered
+        finally:
+            self._gathered = None
+        for session_id, events in gathered.items():
+            await self._store(session_id, events)
 
     async def send_usage(
         self,
@@ -116,5 +130,12 @@ class CallbackService:
         )
 
     async def _record(self, session_id: int, kind: str, payload: dict[str, Any]) -> None:
-        if await self._callbacks.record(session_id, kind, payload, held=self._held) is None:
+        event = NewCallback(kind, payload)
+        if self._gathered is None:
+            await self._store(session_id, [event])
+        else:
+            self._gathered.setdefault(session_id, []).append(event)
+
+    async def _store(self, session_id: int, events: Sequence[NewCallback]) -> None:
+        if not await self._callbacks.record(session_id, events, held=self._held):
             raise LookupError(f"there is no session {session_id}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.application.turns.ending import ending_of
 from app.application.turns.input import TurnInput, load_input
@@ -22,7 +21,7 @@ from app.core.ids import new_turn_id
 from app.domain.conversation import FinishReason, TurnStatus, Usage
 from app.domain.turn_log import Done, Ending, Failed, Piece, TurnLog
 from app.infrastructure.persistence.models import PromptRoleEnum, PromptSession, PromptTurn
-from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
+from app.infrastructure.persistence.session import DATABASE_DOWN, Transaction, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
 from app.infrastructure.repositories.turn_repository import NewTurn, StartedTurn, TurnRepository
@@ -257,7 +256,7 @@ class EvalService:
             return None
         return TurnRef(started.pk, session_id, started.turn, command.turn_id, owner), given
 
-    async def _start(self, db: AsyncSession, command: ChatCommand, owner: int) -> StartedTurn | None:
+    async def _start(self, db: Transaction, command: ChatCommand, owner: int) -> StartedTurn | None:
         """Start the turn in its session; a pair that has none gets one."""
         turns, sessions = TurnRepository(db), SessionRepository(db)
 

@@ -32,14 +32,15 @@ async def settle(ref: TurnRef, final: FinalTurn, *, held: bool, after_fencing: b
     usage = final.row.usage
     async with get_db_context() as db:
         sessions, turns = SessionRepository(db), TurnRepository(db)
-        await sessions.add_tokens(ref.session_id, usage.total_tokens)
-        if not await turns.settle(ref.pk, ref.owner, final.row, after_fencing=after_fencing):
+        if not await turns.settle(
+            ref.pk, ref.session_id, ref.owner, final.row, final.calls, after_fencing=after_fencing
+        ):
             raise NotOursError
         if final.text:
             answer = NewMessage(ref.turn, PromptRoleEnum.ASSISTANT, final.text, final.token_count, final.meta)
             await sessions.save_messages_batch(ref.session_id, [answer])
-        await turns.add_calls(ref.session_id, ref.turn, final.calls)
-        await _record_callbacks(CallbackService(db, held=held), ref, final)
+        async with CallbackService(db, held=held).together() as callbacks:
+            await _record_callbacks(callbacks, ref, final)
     metrics.TURNS.labels(final.row.status.value).inc()
     metrics.TOKENS.labels("prompt", usage.source).inc(usage.prompt_tokens)
     metrics.TOKENS.labels("completion", usage.source).inc(usage.completion_tokens)

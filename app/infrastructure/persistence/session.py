@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any, LiteralString, NoReturn
 
+import psycopg
+from psycopg.rows import namedtuple_row
 from sqlalchemy import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 DATABASE_DOWN = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
 """What a statement raises when the database is away, or cannot do now what it could do a moment later.
@@ -43,15 +47,73 @@ class Database:
         return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    async def transaction(self) -> AsyncIterator[Transaction]:
         """One transaction: committed at the end of the block, rolled back by an exception."""
-        async with AsyncSession(self.engine, expire_on_commit=False, autoflush=False) as db, db.begin():
+        connection = await self.engine.connect()
+        try:
+            db = await Transaction.on(connection)
             yield db
+            await db.commit()
+        except BaseException:
+            # What is open is rolled back, also when the task is being cancelled.
+            await asyncio.shield(asyncio.ensure_future(connection.close()))
+            raise
+        await connection.close()
 
     async def close(self) -> None:
         """Close all connections."""
         unbind(self)
         await self.engine.dispose()
+
+
+class Transaction(AsyncSession):
+    """A transaction: SQLAlchemy's session, and a short way past it for the statements of the hot path.
+
+    Both use the same connection. `run` takes a fifth of the processor time of ``execute``, which matters where every
+    turn pays for it; everywhere else the session is the better tool.
+    """
+
+    def __init__(self, connection: AsyncConnection, driver: psycopg.AsyncConnection[Any]) -> None:
+        super().__init__(connection, expire_on_commit=False, autoflush=False)
+        self._connection = connection
+        self._driver = driver
+
+    @classmethod
+    async def on(cls, connection: AsyncConnection) -> Transaction:
+        """A transaction on a connection of its own."""
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, psycopg.AsyncConnection), "the engine's driver"
+        return cls(connection, driver)
+
+    async def run(self, statement: LiteralString, values: Mapping[str, Any]) -> list[Any]:
+        """Execute SQL with psycopg's parameters (``%(name)s``).
+
+        Returns:
+            Its rows as named tuples; none for a statement that returns nothing.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: as ``execute`` does.
+        """
+        try:
+            cursor = self._driver.cursor(row_factory=namedtuple_row)
+            await cursor.execute(statement, values)
+            return await cursor.fetchall() if cursor.description is not None else []
+        except psycopg.Error as error:
+            await self._raise(error, statement)
+
+    async def commit(self) -> None:
+        """Commit what went either way."""
+        if self.in_transaction():
+            await super().commit()
+        try:
+            await self._driver.commit()
+        except psycopg.Error as error:
+            await self._raise(error, "COMMIT")
+
+    async def _raise(self, error: psycopg.Error, statement: str) -> NoReturn:
+        """SQLAlchemy's own treatment of an error: its exceptions, and a pool that forgets what a disconnect broke."""
+        await self._connection.run_sync(lambda c: c._handle_dbapi_exception(error, statement, None, None, None))
+        raise AssertionError("it has raised") from error
 
 
 _bound: list[Database] = []
@@ -69,7 +131,7 @@ def unbind(database: Database) -> None:
 
 
 @asynccontextmanager
-async def get_db_context() -> AsyncIterator[AsyncSession]:
+async def get_db_context() -> AsyncIterator[Transaction]:
     """A transaction on this process's database: committed at the end of the block, rolled back by an exception.
 
     Raises:

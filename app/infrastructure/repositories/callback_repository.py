@@ -9,116 +9,126 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import case, func, null, select, text, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.ids import new_event_id
 from app.infrastructure.persistence.models import Callback, CallbackStatusEnum, PromptSession
+from app.infrastructure.persistence.session import Transaction
 
-_record = text(
-    """
+_record = """
     WITH numbered AS (
-        UPDATE prompt_sessions SET callback_seq = callback_seq + 1 WHERE id = :session_id RETURNING callback_seq
-    ), event AS (
+        UPDATE prompt_sessions SET callback_seq = callback_seq + %(count)s::int WHERE id = %(session_id)s
+        RETURNING id, callback_seq - %(count)s::int AS before
+    ), recorded AS (
         INSERT INTO callbacks (event_id, session_id, callback_seq, type, payload, status, next_try_at)
-        SELECT :event_id, :session_id, callback_seq, :type, CAST(:payload AS jsonb), CAST(:status AS text),
-               CASE WHEN CAST(:status AS text) = 'pending' THEN now() END
-        FROM numbered
-        RETURNING id, status
+        SELECT event.event_id, numbered.id, numbered.before + event.place, event.type, event.payload,
+               %(status)s::text, CASE WHEN %(status)s::text = 'pending' THEN now() END
+        FROM numbered, unnest(%(event_ids)s::text[], %(types)s::text[], %(payloads)s::jsonb[])
+                       WITH ORDINALITY AS event(event_id, type, payload, place)
+        ORDER BY event.place
     ), lane AS (
         INSERT INTO callback_lanes (session_id)
-        SELECT :session_id FROM event WHERE status = 'pending'
+        SELECT id FROM numbered WHERE %(status)s::text = 'pending'
         ON CONFLICT (session_id) DO UPDATE SET wakes = callback_lanes.wakes + 1
     )
-    SELECT id FROM event
+    SELECT id FROM numbered
     """
-)
 # Claims and results are committed without waiting for the disk (`set_config`, for this transaction alone). If the
 # database crashes in that moment, a lane is free again or an event is sent once more, which both may happen anyway.
-_claim = text(
-    """
-    WITH due AS (
-        SELECT session_id FROM callback_lanes
-        WHERE failing = :failing AND claimed_by IS NULL AND due_at <= now()
-        ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
+_claim = """
+    WITH fresh AS (
+        SELECT session_id FROM callback_lanes WHERE NOT failing AND claimed_by IS NULL AND due_at <= now()
+        ORDER BY due_at LIMIT %(fresh)s FOR UPDATE SKIP LOCKED
+    ), again AS (
+        SELECT session_id FROM callback_lanes WHERE failing AND claimed_by IS NULL AND due_at <= now()
+        ORDER BY due_at LIMIT least(%(failing)s, %(all)s - (SELECT count(*) FROM fresh)) FOR UPDATE SKIP LOCKED
+    ), due AS (
+        SELECT session_id FROM fresh UNION ALL SELECT session_id FROM again
     ), me AS (
         -- Waits for whoever fences us just now: a lane claimed meanwhile would never be freed.
-        SELECT id FROM workers WHERE id = :worker AND fenced_at IS NULL AND EXISTS (SELECT 1 FROM due) FOR SHARE
+        SELECT id FROM workers WHERE id = %(worker)s AND fenced_at IS NULL AND EXISTS (SELECT 1 FROM due) FOR SHARE
+    ), claimed AS (
+        UPDATE callback_lanes AS lane SET claimed_by = me.id FROM due, me WHERE lane.session_id = due.session_id
+        RETURNING lane.session_id, lane.wakes, lane.failing, set_config('synchronous_commit', 'off', true)
+    ), next AS (
+        -- Of a kind of which more is due than there is room for, the next one is claimed when a lane ends.
+        SELECT min(next.due_at) AS due_at FROM (VALUES
+            (false, (SELECT count(*) FROM fresh) < %(fresh)s), (true, (SELECT count(*) FROM again) < %(failing)s)
+        ) AS kind(failing, exhausted), LATERAL (
+            SELECT due_at FROM callback_lanes AS lane
+            WHERE kind.exhausted AND lane.failing = kind.failing AND lane.claimed_by IS NULL
+              AND lane.session_id NOT IN (SELECT session_id FROM due)
+            ORDER BY due_at LIMIT 1
+        ) AS next
     )
-    UPDATE callback_lanes AS lane SET claimed_by = me.id FROM due, me
-    WHERE lane.session_id = due.session_id
-    RETURNING lane.session_id, lane.wakes, set_config('synchronous_commit', 'off', true)
+    SELECT extract(epoch FROM next.due_at - now()) AS due_in, claimed.session_id, claimed.wakes, claimed.failing
+    FROM next LEFT JOIN claimed ON true
     """
-)
-_seconds_to_next = text(
+_next_events = """
+    SELECT event.id, event.event_id, event.session_id, event.callback_seq, event.type, event.payload, event.attempts,
+           event.occurred_at, session.exam_id, session.participant_id
+    FROM prompt_sessions AS session, LATERAL (
+        SELECT * FROM callbacks AS event WHERE event.session_id = session.id AND event.status = 'pending'
+        ORDER BY event.callback_seq LIMIT %(limit)s
+    ) AS event
+    WHERE session.id = ANY(%(session_ids)s::bigint[])
+    ORDER BY event.session_id, event.callback_seq
     """
-    SELECT extract(epoch FROM min(next.due_at) - now())
-    FROM unnest(CAST(:kinds AS boolean[])) AS kind(failing), LATERAL (
-        SELECT due_at FROM callback_lanes AS lane
-        WHERE lane.failing = kind.failing AND lane.claimed_by IS NULL ORDER BY due_at LIMIT 1
-    ) AS next
+# What is `told` here is not seen by the rest of the statement, so it is subtracted from what is pending.
+_write_down = """
+    WITH told AS (
+        UPDATE callbacks AS event
+        SET status = try.status, attempts = event.attempts + 1, last_error = try.error,
+            next_try_at = CASE WHEN try.status = 'pending' THEN now() + make_interval(secs => try.delay_s) END,
+            delivered_at = CASE WHEN try.status = 'delivered' THEN now() END
+        FROM unnest(
+            %(ids)s::bigint[], %(numbers)s::int[], %(statuses)s::text[], %(errors)s::text[],
+            %(delays)s::float8[]
+        ) AS try(id, number, status, error, delay_s)
+        WHERE event.id = try.id AND event.status = 'pending'
+          AND (event.attempts = try.number - 1 OR try.status = 'delivered')
+        RETURNING event.id, event.status
+    ), removed AS (
+        DELETE FROM callback_lanes
+        WHERE session_id = %(session_id)s AND claimed_by = %(worker)s AND wakes = %(wakes)s AND NOT EXISTS (
+            SELECT 1 FROM callbacks WHERE session_id = %(session_id)s AND status = 'pending'
+              AND id NOT IN (SELECT id FROM told WHERE status <> 'pending')
+        )
+        RETURNING session_id
+    )
+    SELECT (SELECT count(*) FROM told), (SELECT count(*) FROM removed) AS removed,
+           set_config('synchronous_commit', 'off', true)
     """
-)
-_next_events = text(
+_release_lane = """
+    UPDATE callback_lanes
+    SET claimed_by = NULL, failing = %(failing)s, due_at = now() + make_interval(secs => %(delay_s)s)
+    WHERE session_id = %(session_id)s AND claimed_by = %(worker)s
     """
-    SELECT e.id, e.event_id, e.session_id, e.callback_seq, e.type, e.payload, e.attempts, e.occurred_at,
-           s.exam_id, s.participant_id
-    FROM callback_lanes AS lane
-    JOIN prompt_sessions AS s ON s.id = lane.session_id
-    JOIN callbacks AS e ON e.session_id = lane.session_id AND e.status = 'pending'
-    WHERE lane.session_id = :session_id AND lane.claimed_by = :worker
-    ORDER BY e.callback_seq LIMIT :limit
-    """
-)
-_report = text(
-    """
-    UPDATE callbacks AS c
-    SET status = r.status, attempts = c.attempts + 1, last_error = r.error,
-        next_try_at = CASE WHEN r.status = 'pending' THEN now() + make_interval(secs => r.delay_s) END,
-        delivered_at = CASE WHEN r.status = 'delivered' THEN now() END
-    FROM unnest(
-        CAST(:ids AS bigint[]), CAST(:tries AS int[]), CAST(:statuses AS text[]), CAST(:errors AS text[]),
-        CAST(:delays AS float8[])
-    ) AS r(id, try, status, error, delay_s)
-    WHERE c.id = r.id AND c.status = 'pending' AND (c.attempts = r.try - 1 OR r.status = 'delivered')
-    RETURNING set_config('synchronous_commit', 'off', true)
-    """
-)
-_remove_lane = text(
-    """
-    DELETE FROM callback_lanes
-    WHERE session_id = :session_id AND claimed_by = :worker AND wakes = :wakes
-      AND NOT EXISTS (SELECT 1 FROM callbacks WHERE session_id = :session_id AND status = 'pending')
-    """
-)
-_release_lane = text(
-    """
-    UPDATE callback_lanes SET claimed_by = NULL, failing = :failing, due_at = now() + make_interval(secs => :delay_s)
-    WHERE session_id = :session_id AND claimed_by = :worker
-    """
-)
-_release_forgotten = text(
-    """
+_release_forgotten = """
     UPDATE callback_lanes SET claimed_by = NULL
-    WHERE claimed_by = :worker AND session_id <> ALL(CAST(:session_ids AS bigint[]))
+    WHERE claimed_by = %(worker)s AND session_id <> ALL(%(session_ids)s::bigint[])
+    RETURNING session_id
     """
-)
-_release_held = text(
-    """
+_release_held = """
     WITH released AS (
         UPDATE callbacks SET status = 'pending', next_try_at = now() WHERE status = 'held' RETURNING session_id
     ), lanes AS (
         INSERT INTO callback_lanes (session_id) SELECT DISTINCT session_id FROM released
         ON CONFLICT (session_id) DO UPDATE SET wakes = callback_lanes.wakes + 1
     )
-    SELECT count(*) FROM released
+    SELECT count(*) AS events FROM released
     """
-)
-_wake_lane = text(
-    """
-    INSERT INTO callback_lanes (session_id) VALUES (:session_id)
+_wake_lane = """
+    INSERT INTO callback_lanes (session_id) VALUES (%(session_id)s)
     ON CONFLICT (session_id) DO UPDATE SET wakes = callback_lanes.wakes + 1, due_at = now(), failing = false
     """
-)
+
+
+@dataclass(frozen=True, slots=True)
+class NewCallback:
+    """An event to record: its type, and the fields that go with it."""
+
+    type: str
+    payload: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,80 +209,85 @@ _is_held = Callback.status == CallbackStatusEnum.HELD
 class CallbackRepository:
     """Reads and writes callbacks within the transaction at hand."""
 
-    def __init__(self, db: AsyncSession) -> None:
+    def __init__(self, db: Transaction) -> None:
         self._db = db
 
-    async def record(self, session_id: int, kind: str, payload: dict[str, Any], *, held: bool) -> int | None:
-        """Store one event with the session's next ``callback_seq``, and wake its lane unless it is held.
+    async def record(self, session_id: int, events: Sequence[NewCallback], *, held: bool) -> bool:
+        """Store events in their order with the session's next ``callback_seq``; wake its lane unless they are held.
 
-        Returns the event's key, or ``None`` where there is no such session. The session's row stays locked until the
-        transaction ends; so numbers are given in the order of commits and none is lost or skipped.
+        ``False`` where there is no such session. The session's row stays locked until the transaction ends; so numbers
+        are given in the order of commits and none is lost or skipped.
         """
         status = CallbackStatusEnum.HELD if held else CallbackStatusEnum.PENDING
         values = {
             "session_id": session_id,
-            "event_id": new_event_id(),
-            "type": kind,
-            "payload": json.dumps(payload, ensure_ascii=False, separators=(",", ":")),
+            "count": len(events),
+            "event_ids": [new_event_id() for _ in events],
+            "types": [event.type for event in events],
+            "payloads": [json.dumps(event.payload, ensure_ascii=False, separators=(",", ":")) for event in events],
             "status": status.value,
         }
-        return (await self._db.scalars(_record, values)).first()
+        return bool(await self._db.run(_record, values))
 
-    async def claim(self, worker: int, *, failing: bool, limit: int) -> list[ClaimedLane]:
-        """Claim at most ``limit`` due lanes, longest due first; none twice, whoever else claims.
+    async def claim(
+        self, worker: int, *, fresh: int, failing: int, room: int
+    ) -> tuple[list[ClaimedLane], float | None]:
+        """Claim due lanes, longest due first; none twice, whoever else claims.
 
         Args:
             worker: under whose id; nothing is claimed for one that is fenced.
-            failing: those whose last try failed, or else the others.
-            limit: how many at most.
+            fresh: at most so many of those whose last try did not fail.
+            failing: at most so many of the others.
+            room: at most so many in all.
+
+        Returns:
+            The lanes, and the seconds until the next one falls due of a kind that there was room for (negative where it
+            is overdue); ``None`` where there is none.
         """
-        rows = await self._db.execute(_claim, {"worker": worker, "failing": failing, "limit": limit})
-        return [ClaimedLane(row.session_id, row.wakes, failing, worker) for row in rows]
+        limits = {"fresh": min(fresh, room), "failing": failing, "all": room}
+        rows = await self._db.run(_claim, {"worker": worker, **limits})
+        lanes = [ClaimedLane(row.session_id, row.wakes, row.failing, worker) for row in rows if row.session_id]
+        return lanes, None if rows[0].due_in is None else float(rows[0].due_in)
 
-    async def seconds_to_next(self, kinds: Sequence[bool]) -> float | None:
-        """Seconds until an unclaimed lane falls due, failing or not as ``kinds`` says; ``None`` where there is none.
+    async def next_events(self, lanes: Sequence[ClaimedLane], *, limit: int) -> dict[int, list[CallbackEvent]]:
+        """The next events of each lane by its session, in order, at most ``limit`` of each."""
+        events: dict[int, list[CallbackEvent]] = {lane.session_id: [] for lane in lanes}
+        for row in await self._db.run(_next_events, {"session_ids": list(events), "limit": limit}):
+            events[row.session_id].append(CallbackEvent(*row))
+        return events
 
-        Negative where it is overdue.
+    async def write_down(self, lane: ClaimedLane, results: Sequence[TryResult]) -> None:
+        """Note what became of a lane's tries, and end the claim.
+
+        The lane is removed if nothing is pending in it any more, and else due again when its last try says so. Doing so
+        twice changes nothing, and where the claim is not the worker's any more, the lane is left alone.
         """
-        value = (await self._db.scalars(_seconds_to_next, {"kinds": list(kinds)})).first()
-        return None if value is None else float(value)
-
-    async def next_events(self, lane: ClaimedLane, *, limit: int) -> list[CallbackEvent]:
-        """The lane's next events in order; none where the claim is not the worker's any more."""
-        values = {"session_id": lane.session_id, "worker": lane.worker, "limit": limit}
-        return [CallbackEvent(**row._mapping) for row in await self._db.execute(_next_events, values)]
-
-    async def report(self, results: Sequence[TryResult]) -> None:
-        """Write down what became of some tries. Doing so twice changes nothing."""
-        await self._db.execute(
-            _report,
+        place = {"session_id": lane.session_id, "worker": lane.worker}
+        [row] = await self._db.run(
+            _write_down,
             {
+                **place,
+                "wakes": lane.wakes,
                 "ids": [result.callback_id for result in results],
-                "tries": [result.number for result in results],
+                "numbers": [result.number for result in results],
                 "statuses": [result.status.value for result in results],
                 "errors": [result.error for result in results],
                 "delays": [result.delay_s for result in results],
             },
         )
-
-    async def give_back(self, lane: ClaimedLane, *, failing: bool, delay_s: float = 0.0) -> None:
-        """End a claim: the lane is removed if it is empty, and due again after ``delay_s`` if it is not.
-
-        Nothing happens where the claim is not the worker's any more.
-        """
-        place = {"session_id": lane.session_id, "worker": lane.worker}
-        removed: Any = await self._db.execute(_remove_lane, {**place, "wakes": lane.wakes})
-        if not removed.rowcount:
-            await self._db.execute(_release_lane, {**place, "failing": failing, "delay_s": delay_s})
+        if not row.removed:
+            waits = results[-1].status is CallbackStatusEnum.PENDING if results else False
+            delay_s = results[-1].delay_s if waits else 0.0
+            await self._db.run(_release_lane, {**place, "failing": waits, "delay_s": delay_s})
 
     async def release_forgotten(self, worker: int, session_ids: Collection[int]) -> int:
         """End the worker's claims on all other sessions than these; returns how many."""
-        result: Any = await self._db.execute(_release_forgotten, {"worker": worker, "session_ids": list(session_ids)})
-        return int(result.rowcount)
+        return len(await self._db.run(_release_forgotten, {"worker": worker, "session_ids": list(session_ids)}))
 
     async def release_held(self) -> int:
         """Let go what was held while no receiver was set; returns how many events."""
-        return int((await self._db.scalars(_release_held)).one())
+        [released] = await self._db.run(_release_held, {})
+        return int(released.events)
 
     async def replay(self, event_id: str) -> Callback | None:
         """Send an event once more with all its tries, whatever became of it; keeps its id and its number.
@@ -293,7 +308,7 @@ class CallbackRepository:
         )
         callback = (await self._db.scalars(statement)).first()
         if callback is not None and callback.status is _PENDING:
-            await self._db.execute(_wake_lane, {"session_id": callback.session_id})
+            await self._db.run(_wake_lane, {"session_id": callback.session_id})
         return callback
 
     async def get(self, event_id: str) -> tuple[Callback, PromptSession] | None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.infrastructure.persistence.models import Exam, PromptMessage, PromptRoleEnum, PromptSession
+from app.infrastructure.persistence.session import Transaction
 
 _ACTIVE = PromptSession.ended_at.is_(None)
 
@@ -20,28 +20,27 @@ _insert_session = (
     .on_conflict_do_nothing(index_elements=[PromptSession.exam_id, PromptSession.participant_id], index_where=_ACTIVE)
     .returning(PromptSession)
 )
-_insert_message = text(
-    """
+_insert_messages = """
     INSERT INTO prompt_messages (session_id, turn, role, content, token_count, meta)
-    VALUES (:session_id, :turn, :role, :content, :token_count, CAST(:meta AS jsonb))
+    SELECT %(session_id)s, message.turn, message.role, message.content, message.token_count, message.meta FROM unnest(
+        %(turns)s::int[], %(roles)s::text[], %(contents)s::text[], %(token_counts)s::int[],
+        %(metas)s::jsonb[]
+    ) WITH ORDINALITY AS message(turn, role, content, token_count, meta, place)
+    ORDER BY place
     """
-)
-_add_tokens = text("UPDATE prompt_sessions SET total_tokens = total_tokens + :tokens WHERE id = :session_id")
-_history = text(
-    """
+_history = """
     SELECT turn, role, content, token_count, partial FROM (
         SELECT turn, role, content, token_count, coalesce((meta ->> 'partial')::boolean, false) AS partial,
                sum(coalesce(token_count, length(content) / 2)) OVER newest_first
                - coalesce(token_count, length(content) / 2) AS newer
-        FROM prompt_messages AS every WHERE session_id = :session_id AND turn < :before_turn AND EXISTS (
+        FROM prompt_messages AS every WHERE session_id = %(session_id)s AND turn < %(before_turn)s AND EXISTS (
             SELECT FROM prompt_messages AS answer
             WHERE answer.session_id = every.session_id AND answer.turn = every.turn AND answer.role = 'ASSISTANT'
         )
         WINDOW newest_first AS (ORDER BY turn DESC, role DESC)
     ) AS message
-    WHERE newer <= :token_budget ORDER BY turn DESC, role DESC
+    WHERE newer <= %(token_budget)s ORDER BY turn DESC, role DESC
     """
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ class HistoryMessage:
 class SessionRepository:
     """Reads and writes sessions and messages within the transaction at hand."""
 
-    def __init__(self, db: AsyncSession) -> None:
+    def __init__(self, db: Transaction) -> None:
         self._db = db
 
     async def create_session(self, exam_id: int, participant_id: int, spec_id: int | None = None) -> PromptSession:
@@ -111,10 +110,6 @@ class SessionRepository:
         """
         statement = select(PromptSession).where(PromptSession.id == session_id).with_for_update()
         return (await self._db.scalars(statement.execution_options(populate_existing=True))).first()
-
-    async def add_tokens(self, session_id: int, tokens: int) -> None:
-        """Add to the session's total; locks the row like `lock_session`."""
-        await self._db.execute(_add_tokens, {"session_id": session_id, "tokens": tokens})
 
     async def list_sessions(
         self, exam_id: int | None, participant_id: int | None, *, after: int = 0, limit: int = 100
@@ -162,19 +157,16 @@ class SessionRepository:
         """
         if not messages:
             return
-        await self._db.execute(
-            _insert_message,
-            [
-                {
-                    "session_id": session_id,
-                    "turn": message.turn,
-                    "role": message.role.value,
-                    "content": message.content,
-                    "token_count": message.token_count,
-                    "meta": json.dumps(message.meta, ensure_ascii=False),
-                }
-                for message in messages
-            ],
+        await self._db.run(
+            _insert_messages,
+            {
+                "session_id": session_id,
+                "turns": [message.turn for message in messages],
+                "roles": [message.role.value for message in messages],
+                "contents": [message.content for message in messages],
+                "token_counts": [message.token_count for message in messages],
+                "metas": [json.dumps(message.meta, ensure_ascii=False) for message in messages],
+            },
         )
 
     async def list_messages(self, session_id: int, *, after: int = 0, limit: int = 100) -> Sequence[PromptMessage]:
@@ -192,7 +184,7 @@ class SessionRepository:
 
         Within a turn the candidate's message comes first. Messages that nobody counted weigh half their characters.
         """
-        rows = await self._db.execute(
+        rows = await self._db.run(
             _history, {"session_id": session_id, "before_turn": before_turn, "token_budget": token_budget}
         )
         return [HistoryMessage(row[0], PromptRoleEnum(row[1]), row[2], row[3], row[4]) for row in rows]

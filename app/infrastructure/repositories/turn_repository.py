@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CursorResult, String, bindparam, delete, func, or_, select, text, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import delete, func, or_, select, update
 
 from app.domain.conversation import FinishReason, TurnStatus, Usage
 from app.infrastructure.persistence.models import (
@@ -18,56 +17,69 @@ from app.infrastructure.persistence.models import (
     TurnChunk,
     Worker,
 )
+from app.infrastructure.persistence.session import Transaction
 
-_flush = text(
-    """
-    WITH mine AS MATERIALIZED (SELECT id FROM workers WHERE id = :owner AND fenced_at IS NULL FOR SHARE)
+_flush = """
+    WITH mine AS MATERIALIZED (SELECT id FROM workers WHERE id = %(owner)s AND fenced_at IS NULL FOR SHARE)
     INSERT INTO turn_chunks (turn_pk, first_seq, content, delta_lengths)
     SELECT chunk.* FROM mine, unnest(
-        CAST(:turn_pks AS bigint[]), CAST(:first_seqs AS int[]), CAST(:contents AS text[]), CAST(:lengths AS bytea[])
+        %(turn_pks)s::bigint[], %(first_seqs)s::int[], %(contents)s::text[], %(lengths)s::bytea[]
     ) AS chunk
     ON CONFLICT (turn_pk, first_seq)
     DO UPDATE SET content = EXCLUDED.content, delta_lengths = EXCLUDED.delta_lengths
+    RETURNING turn_pk
     """
-)
+_cancels = """
+    SELECT id FROM prompt_turns WHERE owner = %(owner)s AND status = 'running' AND cancel_requested_at IS NOT NULL
+    """
 _start = """
     WITH numbered AS (
         UPDATE prompt_sessions SET last_turn = last_turn + 1 WHERE {which} AND ended_at IS NULL
         RETURNING id, exam_id, spec_id, last_turn
     ), started AS (
         INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)
-        SELECT id, last_turn, :client_turn_id, :turn_id_is_int, 'running', :owner, :model FROM numbered
+        SELECT id, last_turn, %(client_turn_id)s, %(turn_id_is_int)s, 'running', %(owner)s, %(model)s FROM numbered
         RETURNING id, turn
     )
     SELECT started.id AS pk, numbered.id AS session_id, started.turn, numbered.spec_id,
            (SELECT problem_text FROM exams WHERE exams.id = numbered.exam_id) AS problem_text
     FROM started, numbered
     """
-_texts = (bindparam("client_turn_id", type_=String), bindparam("model", type_=String))
-_start_in_session = text(_start.format(which="id = :session_id")).bindparams(*_texts)
-_start_for_pair = text(_start.format(which="exam_id = :exam_id AND participant_id = :participant_id")).bindparams(
-    *_texts
-)
+_start_in_session = _start.format(which="id = %(session_id)s")
+_start_for_pair = _start.format(which="exam_id = %(exam_id)s AND participant_id = %(participant_id)s")
+# The session's row is locked before the turn's, which comes `FROM` it; see `SessionRepository.lock_session`.
 _settle = """
-    UPDATE prompt_turns SET
-        status = :status, finish_reason = :finish_reason, error_code = :error_code, error_message = :error_message,
-        error_retryable = :error_retryable, delta_lengths = :delta_lengths, prompt_tokens = :prompt_tokens,
-        completion_tokens = :completion_tokens, cached_tokens = :cached_tokens, reasoning_tokens = :reasoning_tokens,
-        usage_source = :usage_source, ended_at = now(), first_token_ms = :first_token_ms, duration_ms = :duration_ms
-    WHERE id = :turn_pk AND owner = :owner AND status = 'running'
-      AND EXISTS (SELECT 1 FROM workers WHERE id = :owner AND fenced_at IS {fence})
+    WITH session AS (
+        UPDATE prompt_sessions SET total_tokens = total_tokens + %(prompt_tokens)s + %(completion_tokens)s
+        WHERE id = %(session_id)s RETURNING id
+    ), ended AS (
+        UPDATE prompt_turns SET
+            status = %(status)s, finish_reason = %(finish_reason)s, error_code = %(error_code)s,
+            error_message = %(error_message)s, error_retryable = %(error_retryable)s, delta_lengths = %(delta_lengths)s,
+            prompt_tokens = %(prompt_tokens)s, completion_tokens = %(completion_tokens)s,
+            cached_tokens = %(cached_tokens)s, reasoning_tokens = %(reasoning_tokens)s,
+            usage_source = %(usage_source)s, ended_at = now(), first_token_ms = %(first_token_ms)s,
+            duration_ms = %(duration_ms)s
+        FROM session
+        WHERE prompt_turns.id = %(turn_pk)s AND prompt_turns.session_id = session.id AND owner = %(owner)s
+          AND status = 'running'
+          AND EXISTS (SELECT 1 FROM workers WHERE workers.id = %(owner)s AND fenced_at IS {fence})
+        RETURNING prompt_turns.id, prompt_turns.session_id, prompt_turns.turn
+    ), cleared AS (
+        DELETE FROM turn_chunks USING ended WHERE turn_pk = ended.id
+    ), called AS (
+        INSERT INTO provider_calls (session_id, turn, purpose, model, prompt_tokens, completion_tokens, cached_tokens,
+                                    reasoning_tokens, source, tokenizer, approximate, outcome)
+        SELECT ended.session_id, ended.turn, call.* FROM ended, unnest(
+            %(purposes)s::text[], %(models)s::text[], %(prompts)s::int[], %(completions)s::int[],
+            %(cached)s::int[], %(reasoned)s::int[], %(sources)s::text[], %(tokenizers)s::text[],
+            %(approximates)s::boolean[], %(outcomes)s::text[]
+        ) AS call
+    )
+    SELECT id FROM ended
     """
-_settle_own = text(_settle.format(fence="NULL"))
-_settle_orphan = text(_settle.format(fence="NOT NULL"))
-_delete_chunks = text("DELETE FROM turn_chunks WHERE turn_pk = :turn_pk")
-_add_call = text(
-    """
-    INSERT INTO provider_calls (session_id, turn, purpose, model, prompt_tokens, completion_tokens, cached_tokens,
-                                reasoning_tokens, source, tokenizer, approximate, outcome)
-    VALUES (:session_id, :turn, :purpose, :model, :prompt_tokens, :completion_tokens, :cached_tokens,
-            :reasoning_tokens, :source, :tokenizer, :approximate, :outcome)
-    """
-)
+_settle_own = _settle.format(fence="NULL")
+_settle_orphan = _settle.format(fence="NOT NULL")
 
 
 def pack_lengths(lengths: Sequence[int]) -> bytes:
@@ -150,7 +162,7 @@ class StoredText:
 class TurnRepository:
     """Reads and writes turns within the transaction at hand."""
 
-    def __init__(self, db: AsyncSession) -> None:
+    def __init__(self, db: Transaction) -> None:
         self._db = db
 
     async def find(self, session_id: int, client_turn_id: str) -> PromptTurn | None:
@@ -191,15 +203,15 @@ class TurnRepository:
             statement, values["session_id"] = _start_in_session, new.session
         else:
             statement, (values["exam_id"], values["participant_id"]) = _start_for_pair, new.session
-        row = (await self._db.execute(statement, values)).first()
-        return None if row is None else StartedTurn(*row)
+        rows = await self._db.run(statement, values)
+        return StartedTurn(*rows[0]) if rows else None
 
     async def flush(self, owner: int, chunks: Sequence[Chunk]) -> bool:
         """Make text of running turns safe, in one statement; ``False`` when the owner has been fenced.
 
         Text that was flushed already, by a commit of which nobody heard, may be flushed again with what follows.
         """
-        result = await self._db.execute(
+        rows = await self._db.run(
             _flush,
             {
                 "owner": owner,
@@ -209,18 +221,29 @@ class TurnRepository:
                 "lengths": [pack_lengths(chunk.lengths) for chunk in chunks],
             },
         )
-        return _rows(result) == len(chunks)
+        return len(rows) == len(chunks)
 
-    async def settle(self, turn_pk: int, owner: int, ending: TurnEnding, *, after_fencing: bool = False) -> bool:
-        """Write a turn's ending; the caller holds the session's lock.
+    async def settle(
+        self,
+        turn_pk: int,
+        session_id: int,
+        owner: int,
+        ending: TurnEnding,
+        calls: Sequence[CallRecord] = (),
+        *,
+        after_fencing: bool = False,
+    ) -> bool:
+        """Write a turn's ending, its calls' rows in the ledger and the session's total, in one statement.
 
-        ``False`` when it is not the owner's to end any more: it has ended, or the owner was fenced. With
-        ``after_fencing`` somebody else ends it in the fenced owner's place, so the fence has to be there.
+        ``False`` when it is not the owner's to end any more: it has ended, or the owner was fenced. The transaction has
+        to be given up then, for it may have counted the turn's tokens. With ``after_fencing`` somebody else ends it in
+        the fenced owner's place, so the fence has to be there.
         """
-        result = await self._db.execute(
+        rows = await self._db.run(
             _settle_orphan if after_fencing else _settle_own,
             {
                 "turn_pk": turn_pk,
+                "session_id": session_id,
                 "owner": owner,
                 "status": ending.status.value,
                 "finish_reason": ending.finish_reason.value if ending.finish_reason else None,
@@ -235,37 +258,19 @@ class TurnRepository:
                 "usage_source": ending.usage.source,
                 "first_token_ms": ending.first_token_ms,
                 "duration_ms": ending.duration_ms,
+                "purposes": [call.purpose for call in calls],
+                "models": [call.model for call in calls],
+                "prompts": [call.usage.prompt_tokens for call in calls],
+                "completions": [call.usage.completion_tokens for call in calls],
+                "cached": [call.usage.cached_tokens for call in calls],
+                "reasoned": [call.usage.reasoning_tokens for call in calls],
+                "sources": [call.usage.source for call in calls],
+                "tokenizers": [call.tokenizer for call in calls],
+                "approximates": [call.approximate for call in calls],
+                "outcomes": [call.outcome for call in calls],
             },
         )
-        if _rows(result) == 0:
-            return False
-        await self._db.execute(_delete_chunks, {"turn_pk": turn_pk})
-        return True
-
-    async def add_calls(self, session_id: int, turn: int | None, calls: Sequence[CallRecord]) -> None:
-        """Add rows to the ledger of provider calls."""
-        if not calls:
-            return
-        await self._db.execute(
-            _add_call,
-            [
-                {
-                    "session_id": session_id,
-                    "turn": turn,
-                    "purpose": call.purpose,
-                    "model": call.model,
-                    "prompt_tokens": call.usage.prompt_tokens,
-                    "completion_tokens": call.usage.completion_tokens,
-                    "cached_tokens": call.usage.cached_tokens,
-                    "reasoning_tokens": call.usage.reasoning_tokens,
-                    "source": call.usage.source,
-                    "tokenizer": call.tokenizer,
-                    "approximate": call.approximate,
-                    "outcome": call.outcome,
-                }
-                for call in calls
-            ],
-        )
+        return bool(rows)
 
     async def request_cancel(self, turn_pk: int) -> None:
         """Ask the process that runs the turn to cancel it."""
@@ -278,12 +283,7 @@ class TurnRepository:
 
     async def cancels_requested(self, owner: int) -> Sequence[int]:
         """Keys of the owner's running turns that somebody wants cancelled."""
-        statement = select(PromptTurn.id).where(
-            PromptTurn.owner == owner,
-            PromptTurn.status == TurnStatus.RUNNING,
-            PromptTurn.cancel_requested_at.is_not(None),
-        )
-        return (await self._db.scalars(statement)).all()
+        return [row.id for row in await self._db.run(_cancels, {"owner": owner})]
 
     async def flushed_text(self, turn_pk: int, *, after_seq: int = 0) -> StoredText:
         """What is flushed of a running turn, from the chunk that follows ``after_seq``."""
@@ -344,7 +344,3 @@ class TurnRepository:
         """Remove chunks that a flush wrote in the same moment in which their turn ended."""
         ended = select(PromptTurn.id).where(PromptTurn.id == TurnChunk.turn_pk, PromptTurn.status != TurnStatus.RUNNING)
         await self._db.execute(delete(TurnChunk).where(ended.exists()).execution_options(synchronize_session=False))
-
-
-def _rows(result: Any) -> int:
-    return result.rowcount if isinstance(result, CursorResult) else 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.infrastructure.persistence.models import CallbackLane, Worker
+from app.infrastructure.persistence.session import Transaction
 
 
 class WorkerRepository:
     """Reads and writes leases within the transaction at hand."""
 
-    def __init__(self, db: AsyncSession) -> None:
+    def __init__(self, db: Transaction) -> None:
         self._db = db
 
     async def register(self, name: str) -> int:
