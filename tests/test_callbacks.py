@@ -23,8 +23,8 @@ from app.application.turns.settlement import NotOursError, settle
 from app.core.settings import Settings
 from app.domain.conversation import FinishReason, TurnStatus, Usage
 from app.infrastructure.persistence.session import Database, get_db_context
-from app.infrastructure.repositories.session_repository import SessionRepository
-from app.infrastructure.repositories.turn_repository import CallRecord, NewTurn, TurnEnding, TurnRepository
+from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
+from app.infrastructure.repositories.turn_repository import CallRecord, TurnEnding
 from app.infrastructure.repositories.worker_repository import WorkerRepository
 from tests.conftest import Rows
 from tests.support.chat import connect, new_pair
@@ -260,8 +260,9 @@ async def running_turn(database: Database) -> TurnRef:
     async with get_db_context() as db:
         owner = await WorkerRepository(db).register("test")
         session = await SessionRepository(db).create_session(**new_pair())
-        new = NewTurn(session=session.id, client_turn_id="t", turn_id_is_int=False, owner=owner, model="m")
-        started = await TurnRepository(db).start(new)
+    new = NewTurn(session.id, "t", turn_id_is_int=False, owner=owner, model="m", message="why?")
+    async with get_db_context() as db:
+        started = await SessionRepository(db).start_turn(new, token_budget=0)
     assert started is not None
     return TurnRef(started.pk, session.id, started.turn, "t", owner)
 
@@ -285,11 +286,11 @@ async def test_a_turn_whose_ending_cannot_be_stored_tells_nothing(running_turn: 
     assert rows("SELECT * FROM callbacks") == rows("SELECT * FROM callback_lanes") == []
     session = rows.one("SELECT callback_seq, total_tokens FROM prompt_sessions")
     assert session == {"callback_seq": 0, "total_tokens": 0}
-    rows("DELETE FROM prompt_messages")
+    rows("DELETE FROM prompt_messages WHERE role = 'ASSISTANT'")
     await settle(running_turn, FINAL, held=False)
     told = rows("SELECT type, callback_seq, occurred_at FROM callbacks ORDER BY id")
     assert [(row["type"], row["callback_seq"]) for row in told] == [("usage", 1), ("message_response", 2)]
-    stored = rows.one("SELECT created_at FROM prompt_messages")
+    stored = rows.one("SELECT created_at FROM prompt_messages WHERE role = 'ASSISTANT'")
     assert {row["occurred_at"] for row in told} == {stored["created_at"]}, "one transaction has one time"
 
 

@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
 from app.application.turns.ending import ending_of
-from app.application.turns.input import TurnInput, load_input
+from app.application.turns.input import TurnInput, input_of
 from app.application.turns.runner import TurnRunner
-from app.application.turns.running import RunningTurn, TurnId, TurnRef
+from app.application.turns.running import Generation, RunningTurn, TurnId, TurnRef
 from app.application.turns.tail import Tails
 from app.core import metrics
 from app.core.errors import ErrorCode, TurnstoneError
 from app.core.ids import new_turn_id
 from app.domain.conversation import FinishReason, TurnStatus, Usage
 from app.domain.turn_log import Done, Ending, Failed, Piece, TurnLog
-from app.infrastructure.persistence.models import PromptRoleEnum, PromptSession, PromptTurn
-from app.infrastructure.persistence.session import DATABASE_DOWN, Transaction, get_db_context
-from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.persistence.models import PromptSession, PromptTurn
+from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
+from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository, StartedTurn
 from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
-from app.infrastructure.repositories.turn_repository import NewTurn, StartedTurn, TurnRepository
+from app.infrastructure.repositories.turn_repository import TurnRepository
 
 _TRIES_TO_START = 10
 """What is in a turn's way may be gone when we look for it; then it is tried again, but not for ever."""
@@ -40,6 +40,14 @@ class ChatCommand:
     exam_id: int | None = None
     participant_id: int | None = None
     spec_id: int | None = None
+
+    @property
+    def session(self) -> int | tuple[int, int]:
+        """The session's id, or the pair (exam, participant) whose active session is meant."""
+        if self.session_id is not None:
+            return self.session_id
+        assert self.exam_id is not None and self.participant_id is not None, "checked where it came in"
+        return self.exam_id, self.participant_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +193,10 @@ class EvalService:
                     return await self._attach_to_stored(existing, command.turn_id)
         raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering other messages.")
 
-    def _run(self, ref: TurnRef, given: TurnInput, arrived_at: float) -> AttachedTurn:
+    def _run(self, ref: TurnRef, given: TurnInput, generation: Generation, arrived_at: float) -> AttachedTurn:
         metrics.TURN_START.observe(time.monotonic() - arrived_at)
         log = self._state.open(ref.key)
-        self._runner.start(RunningTurn(ref, given, log, arrived_at=arrived_at))
+        self._runner.start(RunningTurn(ref, given, log, generation, arrived_at=arrived_at))
         return AttachedTurn(Started(ref.session_id, ref.turn, ref.turn_id), log, fresh=True)
 
     async def resume(self, session_id: int, turn_id: TurnId) -> AttachedTurn:
@@ -220,57 +228,55 @@ class EvalService:
                     await TurnRepository(db).request_cancel(stored.id)
             return await self._attach_to_stored(stored, turn_id)
 
-    async def _begin(self, command: ChatCommand) -> tuple[TurnRef, TurnInput] | None:
-        """The first transaction of a turn: its number taken and the message stored.
+    async def _begin(self, command: ChatCommand) -> tuple[TurnRef, TurnInput, Generation] | None:
+        """The turn's number is taken and the message stored, in one commit.
 
         ``None`` when something is in the way, which is rare; nothing is stored then, and `_explain` finds out what.
         """
-        owner, model = self._owner(), self._runner.model
+        model = self._runner.model
+        counted = model.counter.count(command.message)
+        new = NewTurn(
+            session=command.session,
+            client_turn_id=str(command.turn_id),
+            turn_id_is_int=isinstance(command.turn_id, int),
+            owner=self._owner(),
+            model=model.client.model,
+            message=command.message,
+            token_count=counted.tokens,
+            meta={"tokenizer": counted.tokenizer} | ({"approximate": True} if counted.approximate else {}),
+            spec_id=command.spec_id,
+        )
+        # While the database works, there is time for the graph.
+        generation = self._runner.generate(command.message)
         try:
-            async with get_db_context() as db:
-                sessions = SessionRepository(db)
-                started = await self._start(db, command, owner)
-                if started is None:
-                    return None
-                session_id = started.session_id
-                _check_spec(command, started.spec_id)
-                counted = model.counter.count(command.message)
-                meta = {"tokenizer": counted.tokenizer} | ({"approximate": True} if counted.approximate else {})
-                await sessions.add_message(
-                    session_id,
-                    started.turn,
-                    PromptRoleEnum.USER,
-                    command.message,
-                    token_count=counted.tokens,
-                    meta=meta,
-                )
-                given = await load_input(
-                    sessions,
-                    session_id,
-                    started.turn,
-                    command.message,
-                    problem_text=started.problem_text,
-                    history_tokens=model.history_tokens,
-                )
+            started = await self._start(new)
         except IntegrityError:
+            started = None
+        except BaseException:
+            generation.discard()
+            raise
+        if started is None:
+            generation.discard()
             return None
-        return TurnRef(started.pk, session_id, started.turn, command.turn_id, owner), given
+        given = input_of(
+            command.message,
+            started.history,
+            problem_text=started.problem_text,
+            history_tokens=model.history_tokens,
+        )
+        return TurnRef(started.pk, started.session_id, started.turn, command.turn_id, new.owner), given, generation
 
-    async def _start(self, db: Transaction, command: ChatCommand, owner: int) -> StartedTurn | None:
+    async def _start(self, new: NewTurn) -> StartedTurn | None:
         """Start the turn in its session; a pair that has none gets one."""
-        turns, sessions = TurnRepository(db), SessionRepository(db)
-
-        def new(session: int | tuple[int, int]) -> NewTurn:
-            is_int = isinstance(command.turn_id, int)
-            return NewTurn(session, str(command.turn_id), is_int, owner, self._runner.model.client.model)
-
-        if command.session_id is not None:
-            return await turns.start(new(command.session_id))
-        assert command.exam_id is not None and command.participant_id is not None, "checked where it came in"
-        started = await turns.start(new((command.exam_id, command.participant_id)))
-        if started is not None:
+        budget = self._runner.model.history_tokens
+        async with get_db_context() as db:
+            started = await SessionRepository(db).start_turn(new, token_budget=budget)
+        if started is not None or isinstance(new.session, int):
             return started
-        return await turns.start(new((await self._session_of_pair(sessions, command)).id))
+        async with get_db_context() as db:
+            session = await _session_of_pair(SessionRepository(db), new.session, new.spec_id)
+        async with get_db_context() as db:
+            return await SessionRepository(db).start_turn(replace(new, session=session.id), token_budget=budget)
 
     async def _explain(self, command: ChatCommand) -> PromptTurn | None:
         """Why a turn cannot be started.
@@ -283,7 +289,9 @@ class EvalService:
         """
         async with get_db_context() as db:
             sessions, turns = SessionRepository(db), TurnRepository(db)
-            session_id = command.session_id or (await self._session_of_pair(sessions, command)).id
+            session_id = command.session
+            if not isinstance(session_id, int):
+                session_id = (await _session_of_pair(sessions, session_id, command.spec_id)).id
             session = await sessions.lock_session(session_id)
             if session is None:
                 raise TurnstoneError(ErrorCode.SESSION_NOT_FOUND, "There is no such session.")
@@ -301,11 +309,6 @@ class EvalService:
             if self._runner.draining:
                 raise TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
         return None
-
-    async def _session_of_pair(self, sessions: SessionRepository, command: ChatCommand) -> PromptSession:
-        assert command.exam_id is not None and command.participant_id is not None, "checked where it came in"
-        pair = (command.exam_id, command.participant_id)
-        return await sessions.get_active_session(*pair) or await sessions.create_session(*pair, command.spec_id)
 
     async def _stored(self, session_id: int, turn_id: TurnId) -> PromptTurn:
         async with get_db_context() as db:
@@ -331,6 +334,10 @@ class EvalService:
                 return AttachedTurn(started, TurnLog.restored(stored.content, stored.lengths, ending), fresh=False)
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
         return AttachedTurn(started, self._tails.follow(ref), fresh=False)
+
+
+async def _session_of_pair(sessions: SessionRepository, pair: tuple[int, int], spec_id: int | None) -> PromptSession:
+    return await sessions.get_active_session(*pair) or await sessions.create_session(*pair, spec_id)
 
 
 def _check_spec(command: ChatCommand, spec_id: int | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from app.domain.model_client import ChatMessage
 from app.domain.prompting import PastTurn, build_messages, system_prompt
 from app.infrastructure.persistence.models import PromptRoleEnum
-from app.infrastructure.repositories.session_repository import HistoryMessage, SessionRepository
+from app.infrastructure.repositories.session_repository import HistoryMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +19,15 @@ class TurnInput:
     messages: Sequence[ChatMessage]
 
 
-async def load_input(
-    sessions: SessionRepository,
-    session_id: int,
-    turn: int,
-    message: str,
-    *,
-    problem_text: str | None,
-    history_tokens: int,
+def input_of(
+    message: str, history: Sequence[HistoryMessage], *, problem_text: str | None, history_tokens: int
 ) -> TurnInput:
     """The input of a turn: the exam's problem, the conversation before the turn, and its message."""
-    history = await sessions.history(session_id, before_turn=turn, token_budget=history_tokens) if turn > 1 else []
     messages = build_messages(system_prompt(problem_text), past_turns(history), message, token_budget=history_tokens)
     return TurnInput(message, messages)
 
 
-def past_turns(history: list[HistoryMessage]) -> list[PastTurn]:
+def past_turns(history: Sequence[HistoryMessage]) -> list[PastTurn]:
     """Turns, oldest first, from messages, newest turn first; a turn that was cut off by the limit is left out."""
     turns: list[PastTurn] = []
     answers: dict[int, HistoryMessage] = {m.turn: m for m in history if m.role is PromptRoleEnum.ASSISTANT}

@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.application.turns.ending import INTERRUPTED, FinalTurn, count_call
-from app.application.turns.input import TurnInput, load_input
+from app.application.turns.input import TurnInput, input_of
 from app.application.turns.running import TurnRef
 from app.application.turns.settlement import NotOursError, settle
 from app.domain.conversation import TurnStatus
@@ -78,14 +78,9 @@ class Recovery:
             flushed = await turns.flushed_text(turn.id)
             session, message = await sessions.get_session(turn.session_id), await turns.user_message(turn)
             assert session is not None and message is not None, "a turn has a session and begins with a message"
-            given = await load_input(
-                sessions,
-                turn.session_id,
-                turn.turn,
-                message,
-                problem_text=await sessions.problem_text(session.exam_id),
-                history_tokens=self._history_tokens,
-            )
+            history = await sessions.history(turn.session_id, before_turn=turn.turn, token_budget=self._history_tokens)
+            problem_text = await sessions.problem_text(session.exam_id)
+        given = input_of(message, history, problem_text=problem_text, history_tokens=self._history_tokens)
         turn_id = int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
         try:

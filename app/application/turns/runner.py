@@ -20,7 +20,7 @@ from app.application.turns.ending import (
     record_calls,
     sum_usage,
 )
-from app.application.turns.running import RunningTurn
+from app.application.turns.running import Generation, RunningTurn
 from app.application.turns.settlement import NotOursError, settle
 from app.core import metrics
 from app.core.errors import ModelError
@@ -86,6 +86,11 @@ class TurnRunner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[int] = set()
         self.draining = False
+
+    def generate(self, message: str) -> Generation:
+        """Begin to answer a message that is about to be stored; see `Generation`."""
+        context = TurnContext(self.model.client, self._guard, asyncio.get_running_loop().create_future())
+        return Generation(context, asyncio.ensure_future(self._graph.ainvoke({"message": message}, context=context)))
 
     def start(self, turn: RunningTurn) -> None:
         """Run a turn whose start is committed."""
@@ -172,15 +177,9 @@ class TurnRunner:
         return lost
 
     async def _run(self, turn: RunningTurn) -> None:
-        context = TurnContext(
-            self.model.client,
-            ModelRequest(turn.given.messages, self.model.max_output_tokens),
-            turn.emit,
-            self._guard,
-        )
         try:
-            outcome = await self._generate(turn, context)
-            if turn.disowned or not await self._settle(turn, self._final(turn, context, outcome)):
+            outcome = await self._answer(turn)
+            if turn.disowned or not await self._settle(turn, self._final(turn, outcome)):
                 await self._end_as_stored(turn)
         finally:
             self._forget(turn)
@@ -193,10 +192,9 @@ class TurnRunner:
             self._state.close(turn.ref.key)
             metrics.TURNS_RUNNING.set(len(self._turns))
 
-    async def _generate(self, turn: RunningTurn, context: TurnContext) -> Outcome:
-        run = asyncio.ensure_future(self._graph.ainvoke({"message": turn.given.message}, context=context))
+    async def _answer(self, turn: RunningTurn) -> Outcome:
         try:
-            state = await turn.generate(run)
+            state = await turn.answer(ModelRequest(turn.given.messages, self.model.max_output_tokens))
         except asyncio.CancelledError:
             if not turn.stopped:
                 raise  # not the turn but the process is being torn down
@@ -209,8 +207,8 @@ class TurnRunner:
             return Outcome(error=INTERNAL)
         return Outcome(finish_reason=state["finish_reason"])
 
-    def _final(self, turn: RunningTurn, context: TurnContext, outcome: Outcome) -> FinalTurn:
-        text = turn.log.text
+    def _final(self, turn: RunningTurn, outcome: Outcome) -> FinalTurn:
+        text, context = turn.log.text, turn.generation.context
         calls = record_calls(context.calls, text, turn.given.messages, self.model.counter)
         usage = sum_usage(calls)
         meta: dict[str, object] = {"model": self.model.client.model, "status": outcome.status.value}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from app.application.turns.input import TurnInput
 from app.core import metrics
+from app.domain.langgraph.context import Opening, TurnContext
+from app.domain.langgraph.state import TurnState
+from app.domain.model_client import ModelRequest
 from app.domain.turn_log import TurnLog
 from app.infrastructure.repositories.state_repository import TurnKey
 from app.infrastructure.repositories.turn_repository import Chunk
@@ -33,20 +35,40 @@ class TurnRef:
         return TurnKey(self.session_id, str(self.turn_id))
 
 
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A run of the graph, begun while the candidate's message is being committed.
+
+    By the time the message is safe, the graph stands before the model (`TurnContext.opening`): what it took to get
+    there is not added to the wait for the first token.
+    """
+
+    context: TurnContext
+    run: asyncio.Future[TurnState]
+
+    def discard(self) -> None:
+        """There is nothing to answer: the turn exists already, or could not be started."""
+        self.run.add_done_callback(lambda run: None if run.cancelled() else run.exception())
+        self.run.cancel()
+
+
 class RunningTurn:
     """One turn under way: where its text goes, and the handle to stop it."""
 
-    def __init__(self, ref: TurnRef, given: TurnInput, log: TurnLog, *, arrived_at: float) -> None:
+    def __init__(
+        self, ref: TurnRef, given: TurnInput, log: TurnLog, generation: Generation, *, arrived_at: float
+    ) -> None:
         self.ref = ref
         self.given = given
         self.log = log
+        self.generation = generation
         self.arrived_at = arrived_at
         self.flushed_seq = 0
         self.cancel_requested = False
         self.interrupted = False
         self.disowned = False
         self._first_delta_at: float | None = None
-        self._generation: asyncio.Task[Any] | None = None
+        self._answering = False
         self._cancelled_at = 0.0
 
     @property
@@ -88,21 +110,23 @@ class RunningTurn:
         self.disowned = True
         self._stop()
 
-    async def generate(self, generation: asyncio.Task[Any]) -> Any:
-        """Await the graph's run, which `cancel` and its kin can stop.
+    async def answer(self, request: ModelRequest) -> TurnState:
+        """Let the graph ask the model, and await its end, which `cancel` and its kin can bring about.
 
-        Returns what the run returned.
+        Returns:
+            The graph's last state.
 
         Raises:
             asyncio.CancelledError: the run was stopped; the connection to the provider is closed by now.
         """
-        self._generation = generation
+        self._answering = True
+        self.generation.context.opening.set_result(Opening(request, self.emit))
         if self.stopped:
-            generation.cancel()
+            self.generation.run.cancel()
         try:
-            return await generation
+            return await self.generation.run
         finally:
-            self._generation = None
+            self._answering = False
             if self._cancelled_at:
                 metrics.CANCEL.observe(time.monotonic() - self._cancelled_at)
 
@@ -115,5 +139,5 @@ class RunningTurn:
         return Chunk(self.ref.pk, piece.first_seq, piece.content, lengths)
 
     def _stop(self) -> None:
-        if self._generation is not None:
-            self._generation.cancel()
+        if self._answering:
+            self.generation.run.cancel()

@@ -9,7 +9,7 @@ from app.core import metrics
 from app.domain.conversation import TurnStatus
 from app.infrastructure.persistence.models import PromptRoleEnum
 from app.infrastructure.persistence.session import get_db_context
-from app.infrastructure.repositories.session_repository import NewMessage, SessionRepository
+from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnRepository
 
 
@@ -37,8 +37,14 @@ async def settle(ref: TurnRef, final: FinalTurn, *, held: bool, after_fencing: b
         ):
             raise NotOursError
         if final.text:
-            answer = NewMessage(ref.turn, PromptRoleEnum.ASSISTANT, final.text, final.token_count, final.meta)
-            await sessions.save_messages_batch(ref.session_id, [answer])
+            await sessions.add_message(
+                ref.session_id,
+                ref.turn,
+                PromptRoleEnum.ASSISTANT,
+                final.text,
+                token_count=final.token_count,
+                meta=final.meta,
+            )
         async with CallbackService(db, held=held).together() as callbacks:
             await _record_callbacks(callbacks, ref, final)
     metrics.TURNS.labels(final.row.status.value).inc()

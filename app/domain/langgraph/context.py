@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from app.domain.guarding import GuardLabel, GuardPolicy
 from app.domain.model_client import ModelCall, ModelClient, ModelRequest
+
+
+class Opening(NamedTuple):
+    """What an answer takes, and what there is only when the candidate's message is stored.
+
+    ``request`` is what to ask the model; ``emit`` takes every new piece of the answer.
+    """
+
+    request: ModelRequest
+    emit: Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -15,17 +27,16 @@ class TurnContext:
 
     Attributes:
         client: the model.
-        request: what to ask it.
-        emit: takes every new piece of the answer.
         guard: decides about the candidate's message.
+        opening: awaited by whoever answers: the graph begins while the message is being stored, and nobody is asked or
+            answered before it is.
         calls: the provider calls made, in order; the writer adds to it as it makes them, so that whoever ends the turn
             knows of each, however it ends.
         labels: what the guard found in the candidate's message.
     """
 
     client: ModelClient
-    request: ModelRequest
-    emit: Callable[[str], None]
     guard: GuardPolicy
+    opening: asyncio.Future[Opening]
     calls: list[ModelCall] = field(default_factory=list)
     labels: frozenset[GuardLabel] = frozenset()

@@ -85,8 +85,13 @@ class Transaction(AsyncSession):
         assert isinstance(driver, psycopg.AsyncConnection), "the engine's driver"
         return cls(connection, driver)
 
-    async def run(self, statement: LiteralString, values: Mapping[str, Any]) -> list[Any]:
+    async def run(self, statement: LiteralString, values: Mapping[str, Any], *, whole: bool = False) -> list[Any]:
         """Execute SQL with psycopg's parameters (``%(name)s``).
+
+        Args:
+            statement: the SQL.
+            values: its parameters.
+            whole: it is all there is to this transaction, and commits by itself, in one round trip.
 
         Returns:
             Its rows as named tuples; none for a statement that returns nothing.
@@ -95,9 +100,15 @@ class Transaction(AsyncSession):
             sqlalchemy.exc.DBAPIError: as ``execute`` does.
         """
         try:
-            cursor = self._driver.cursor(row_factory=namedtuple_row)
-            await cursor.execute(statement, values)
-            return await cursor.fetchall() if cursor.description is not None else []
+            if whole:
+                await self._driver.set_autocommit(True)
+            try:
+                cursor = self._driver.cursor(row_factory=namedtuple_row)
+                await cursor.execute(statement, values)
+                return await cursor.fetchall() if cursor.description is not None else []
+            finally:
+                if whole and not self._driver.closed:
+                    await self._driver.set_autocommit(False)
         except psycopg.Error as error:
             await self._raise(error, statement)
 

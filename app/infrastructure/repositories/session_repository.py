@@ -28,12 +28,12 @@ _insert_messages = """
     ) WITH ORDINALITY AS message(turn, role, content, token_count, meta, place)
     ORDER BY place
     """
-_history = """
+_past = """
     SELECT turn, role, content, token_count, partial FROM (
         SELECT turn, role, content, token_count, coalesce((meta ->> 'partial')::boolean, false) AS partial,
                sum(coalesce(token_count, length(content) / 2)) OVER newest_first
                - coalesce(token_count, length(content) / 2) AS newer
-        FROM prompt_messages AS every WHERE session_id = %(session_id)s AND turn < %(before_turn)s AND EXISTS (
+        FROM prompt_messages AS every WHERE session_id = {session_id} AND turn < {before_turn} AND EXISTS (
             SELECT FROM prompt_messages AS answer
             WHERE answer.session_id = every.session_id AND answer.turn = every.turn AND answer.role = 'ASSISTANT'
         )
@@ -41,6 +41,36 @@ _history = """
     ) AS message
     WHERE newer <= %(token_budget)s ORDER BY turn DESC, role DESC
     """
+_history = _past.format(session_id="%(session_id)s", before_turn="%(before_turn)s")
+# What a statement reads is older than the lock for which it had to wait. So it says whether the turn before this one
+# had ended by then; hardly anybody asks again sooner than that.
+_start_turn = """
+    WITH numbered AS (
+        UPDATE prompt_sessions SET last_turn = last_turn + 1
+        WHERE {which} AND ended_at IS NULL AND (%(spec_id)s::bigint IS NULL OR spec_id = %(spec_id)s::bigint)
+        RETURNING id, exam_id, last_turn
+    ), started AS (
+        INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)
+        SELECT id, last_turn, %(client_turn_id)s, %(turn_id_is_int)s, 'running', %(owner)s, %(model)s FROM numbered
+        RETURNING id
+    ), said AS (
+        INSERT INTO prompt_messages (session_id, turn, role, content, token_count, meta)
+        SELECT id, last_turn, 'USER', %(message)s, %(token_count)s, %(meta)s::jsonb FROM numbered
+    )
+    SELECT started.id AS pk, numbered.id AS session_id, numbered.last_turn AS turn,
+        (SELECT problem_text FROM exams WHERE exams.id = numbered.exam_id) AS problem_text,
+        (SELECT json_agg(json_build_array(turn, role, content, token_count, partial)) FROM ({past}) AS past) AS past,
+        numbered.last_turn - 1 = (SELECT last_turn FROM prompt_sessions AS seen WHERE seen.id = numbered.id)
+        AND NOT EXISTS (
+            SELECT FROM prompt_turns AS seen WHERE seen.session_id = numbered.id AND seen.status = 'running'
+        ) AS up_to_date
+    FROM started, numbered
+    """
+_past_of_numbered = _past.format(session_id="numbered.id", before_turn="numbered.last_turn")
+_start_turn_in_session = _start_turn.format(which="id = %(session_id)s", past=_past_of_numbered)
+_start_turn_of_pair = _start_turn.format(
+    which="exam_id = %(exam_id)s AND participant_id = %(participant_id)s", past=_past_of_numbered
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +93,39 @@ class HistoryMessage:
     content: str
     token_count: int | None
     partial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """A turn about to run, and the message that it begins with.
+
+    ``session`` is an id, or a pair (exam, participant), whose active session is meant. ``spec_id``, where it is given,
+    has to be the session's. ``message`` is stored as the turn's first.
+    """
+
+    session: int | tuple[int, int]
+    client_turn_id: str
+    turn_id_is_int: bool
+    owner: int
+    model: str
+    message: str
+    token_count: int | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    spec_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartedTurn:
+    """A turn that has its number; with what its prompt needs: the exam's problem, and the conversation so far.
+
+    ``history`` is as `SessionRepository.history` gives it.
+    """
+
+    pk: int
+    session_id: int
+    turn: int
+    problem_text: str | None
+    history: list[HistoryMessage]
 
 
 class SessionRepository:
@@ -110,6 +173,42 @@ class SessionRepository:
         """
         statement = select(PromptSession).where(PromptSession.id == session_id).with_for_update()
         return (await self._db.scalars(statement.execution_options(populate_existing=True))).first()
+
+    async def start_turn(self, new: NewTurn, *, token_budget: int) -> StartedTurn | None:
+        """Give a turn its number, store it as running and its message with it, and read the conversation before it.
+
+        One statement, and the transaction at hand may hold nothing else: it commits by itself.
+
+        Returns:
+            ``None`` where nothing was stored: there is no such session, it has ended, or it has another ``spec_id``.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: the session runs a turn already, or knows the turn's id.
+        """
+        values: dict[str, Any] = {
+            "spec_id": new.spec_id,
+            "client_turn_id": new.client_turn_id,
+            "turn_id_is_int": new.turn_id_is_int,
+            "owner": new.owner,
+            "model": new.model,
+            "message": new.message,
+            "token_count": new.token_count,
+            "meta": json.dumps(new.meta, ensure_ascii=False),
+            "token_budget": token_budget,
+        }
+        if isinstance(new.session, int):
+            statement, values["session_id"] = _start_turn_in_session, new.session
+        else:
+            statement, (values["exam_id"], values["participant_id"]) = _start_turn_of_pair, new.session
+        rows = await self._db.run(statement, values, whole=True)
+        if not rows:
+            return None
+        [row] = rows
+        if row.up_to_date:
+            history = [_history_message(*message) for message in row.past or ()]
+        else:
+            history = await self.history(row.session_id, before_turn=row.turn, token_budget=token_budget)
+        return StartedTurn(row.pk, row.session_id, row.turn, row.problem_text, history)
 
     async def list_sessions(
         self, exam_id: int | None, participant_id: int | None, *, after: int = 0, limit: int = 100
@@ -187,7 +286,7 @@ class SessionRepository:
         rows = await self._db.run(
             _history, {"session_id": session_id, "before_turn": before_turn, "token_budget": token_budget}
         )
-        return [HistoryMessage(row[0], PromptRoleEnum(row[1]), row[2], row[3], row[4]) for row in rows]
+        return [_history_message(*row) for row in rows]
 
     async def problem_text(self, exam_id: int) -> str | None:
         """The exam's problem text, where Core has given one."""
@@ -208,3 +307,7 @@ class SessionRepository:
     async def get_exam(self, exam_id: int) -> Exam | None:
         """What is known of the exam."""
         return await self._db.get(Exam, exam_id)
+
+
+def _history_message(turn: int, role: str, content: str, token_count: int | None, partial: bool) -> HistoryMessage:
+    return HistoryMessage(turn, PromptRoleEnum(role), content, token_count, partial)

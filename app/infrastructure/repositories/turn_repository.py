@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import delete, func, or_, select, update
 
@@ -32,21 +31,6 @@ _flush = """
 _cancels = """
     SELECT id FROM prompt_turns WHERE owner = %(owner)s AND status = 'running' AND cancel_requested_at IS NOT NULL
     """
-_start = """
-    WITH numbered AS (
-        UPDATE prompt_sessions SET last_turn = last_turn + 1 WHERE {which} AND ended_at IS NULL
-        RETURNING id, exam_id, spec_id, last_turn
-    ), started AS (
-        INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)
-        SELECT id, last_turn, %(client_turn_id)s, %(turn_id_is_int)s, 'running', %(owner)s, %(model)s FROM numbered
-        RETURNING id, turn
-    )
-    SELECT started.id AS pk, numbered.id AS session_id, started.turn, numbered.spec_id,
-           (SELECT problem_text FROM exams WHERE exams.id = numbered.exam_id) AS problem_text
-    FROM started, numbered
-    """
-_start_in_session = _start.format(which="id = %(session_id)s")
-_start_for_pair = _start.format(which="exam_id = %(exam_id)s AND participant_id = %(participant_id)s")
 # The session's row is locked before the turn's, which comes `FROM` it; see `SessionRepository.lock_session`.
 _settle = """
     WITH session AS (
@@ -90,28 +74,6 @@ def pack_lengths(lengths: Sequence[int]) -> bytes:
 def unpack_lengths(packed: bytes) -> list[int]:
     """The inverse of `pack_lengths`."""
     return list(array("I", packed))
-
-
-@dataclass(frozen=True, slots=True)
-class NewTurn:
-    """A turn about to run, in a session or in the active one of a pair (exam, participant)."""
-
-    session: int | tuple[int, int]
-    client_turn_id: str
-    turn_id_is_int: bool
-    owner: int
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartedTurn:
-    """A turn that has its number; with what its prompt needs of its session and exam."""
-
-    pk: int
-    session_id: int
-    turn: int
-    spec_id: int | None
-    problem_text: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,28 +145,6 @@ class TurnRepository:
     async def get(self, turn_pk: int) -> PromptTurn | None:
         """The turn as it stands in the database now."""
         return await self._db.get(PromptTurn, turn_pk, populate_existing=True)
-
-    async def start(self, new: NewTurn) -> StartedTurn | None:
-        """Give a turn its number and store it as running, in one statement; the session's row is locked from then on.
-
-        ``None`` where there is no such session, or where it has ended.
-
-        Raises:
-            sqlalchemy.exc.IntegrityError: the session runs a turn already, or knows the turn's id. The transaction is
-                lost.
-        """
-        values: dict[str, Any] = {
-            "client_turn_id": new.client_turn_id,
-            "turn_id_is_int": new.turn_id_is_int,
-            "owner": new.owner,
-            "model": new.model,
-        }
-        if isinstance(new.session, int):
-            statement, values["session_id"] = _start_in_session, new.session
-        else:
-            statement, (values["exam_id"], values["participant_id"]) = _start_for_pair, new.session
-        rows = await self._db.run(statement, values)
-        return StartedTurn(*rows[0]) if rows else None
 
     async def flush(self, owner: int, chunks: Sequence[Chunk]) -> bool:
         """Make text of running turns safe, in one statement; ``False`` when the owner has been fenced.

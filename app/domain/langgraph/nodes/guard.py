@@ -17,5 +17,6 @@ async def guard(state: TurnState, runtime: Runtime[TurnContext]) -> TurnState:
     context.labels = verdict.labels
     if not verdict.refused:
         return {"refused": False}
-    context.emit(prompt("refusal"))
+    _, emit = await context.opening
+    emit(prompt("refusal"))
     return {"refused": True, "finish_reason": FinishReason.REFUSED}

@@ -20,17 +20,20 @@ LONGEST_PAUSE_S = 1.0
 
 
 async def writer(state: TurnState, runtime: Runtime[TurnContext]) -> TurnState:
-    """Stream one answer. A call that failed before any text came is repeated once, where that may help.
+    """Stream one answer, once the candidate's message is stored.
+
+    A call that failed before any text came is repeated once, where that may help.
 
     Raises:
         ModelError: no answer, or one that broke off; the text that came is in the log.
     """
     context = runtime.context
+    request, emit = await context.opening
     for attempt in range(1, TRIES + 1):
         call = ModelCall(context.client.model)
         context.calls.append(call)
         try:
-            await context.client.stream(context.request, call, context.emit)
+            await context.client.stream(request, call, emit)
         except ModelError as error:
             call.outcome = error.code
             pause = _pause_before_next_try(error, call, attempt)
