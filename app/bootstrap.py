@@ -15,6 +15,7 @@ import structlog
 from app.application.resources import Resources
 from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
+from app.application.turns.generation import Generations
 from app.application.turns.lease import Lease
 from app.application.turns.recovery import Recovery
 from app.application.turns.runner import Model, TurnRunner
@@ -155,7 +156,8 @@ async def _start_service(
     on_settled = relay.wake if settings.worker.embedded else bell.ring
     model = Model(opened.client, opened.counter, opened.max_output_tokens, opened.history_tokens)
     guard = policy_refusing(frozenset(map(GuardLabel, settings.guard.refuse)))
-    runner = TurnRunner(build_graph(), model, guard, state, held=held, on_settled=on_settled)
+    generations = Generations(build_graph(), model.client, guard)
+    runner = TurnRunner(model, state, held=held, on_settled=on_settled)
     recovery = Recovery(model.counter, model.history_tokens, held=held, on_settled=on_settled)
     lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=runner.disown)
     tails = Tails(state)
@@ -169,10 +171,12 @@ async def _start_service(
         state.run(),
         relay.run() if settings.worker.embedded else bell.send_forever(),
     )
+    stack.callback(generations.close)
+    generations.fill()
     stack.push_async_callback(tails.close)
     stack.push_async_callback(runner.drain, settings.shutdown_grace_s)
     _tune_garbage_collector()
-    service = EvalService(runner, state, tails, lambda: lease.token)
+    service = EvalService(runner, generations, state, tails, lambda: lease.token)
     return Resources(settings, database, opened, runner, relay, service)
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.application.services.eval_service import EvalService, Started
+from app.application.turns.generation import Generations
 from app.application.turns.runner import TurnRunner
 from app.application.turns.tail import Tails
 from app.domain.guarding import policy_refusing
@@ -396,11 +397,10 @@ async def test_a_turn_is_read_as_events_by_whoever_takes_his_time_wherever_it_ru
     provider.default = Script(pieces=SHORT.pieces, piece_delay_s=0.1)
     started = asyncio.Event()
     runs_here = service.resources.service
-    runner = TurnRunner(
-        build_graph(), service.resources.runner.model, policy_refusing(frozenset()), StateRepository(),
-        held=False, on_settled=lambda: None,
-    )  # fmt: skip
-    runs_elsewhere = EvalService(runner, StateRepository(), Tails(StateRepository()), lambda: 0)
+    model = service.resources.runner.model
+    runner = TurnRunner(model, StateRepository(), held=False, on_settled=lambda: None)
+    generations = Generations(build_graph(), model.client, policy_refusing(frozenset()))
+    runs_elsewhere = EvalService(runner, generations, StateRepository(), Tails(StateRepository()), lambda: 0)
 
     async def read(from_service: EvalService, pair: dict[str, int]) -> list[object]:
         events: list[object] = []

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
 from app.application.turns.ending import ending_of
+from app.application.turns.generation import Generation, Generations
 from app.application.turns.input import TurnInput, input_of
 from app.application.turns.runner import TurnRunner
-from app.application.turns.running import Generation, RunningTurn, TurnId, TurnRef
+from app.application.turns.running import RunningTurn, TurnId, TurnRef
 from app.application.turns.tail import Tails
 from app.core import metrics
 from app.core.errors import ErrorCode, TurnstoneError
@@ -111,13 +112,22 @@ class EvalService:
 
     Args:
         runner: runs turns in this process.
+        generations: begins runs of the graph.
         state: the live-turn store.
         tails: follows turns of other processes.
         owner: gives the fencing token under which turns are started now.
     """
 
-    def __init__(self, runner: TurnRunner, state: StateRepository, tails: Tails, owner: Any) -> None:
+    def __init__(
+        self,
+        runner: TurnRunner,
+        generations: Generations,
+        state: StateRepository,
+        tails: Tails,
+        owner: Callable[[], int],
+    ) -> None:
         self._runner = runner
+        self._generations = generations
         self._state = state
         self._tails = tails
         self._owner = owner
@@ -187,7 +197,9 @@ class EvalService:
             for _ in range(_TRIES_TO_START):
                 begun = None if self._runner.draining else await self._begin(command)
                 if begun is not None:
-                    return self._run(*begun, arrived_at)
+                    attached = self._run(*begun, arrived_at)
+                    await asyncio.sleep(0)  # the model's request goes out first, and then what the client is told
+                    return attached
                 existing = await self._explain(command)
                 if existing is not None:
                     return await self._attach_to_stored(existing, command.turn_id)
@@ -246,8 +258,7 @@ class EvalService:
             meta={"tokenizer": counted.tokenizer} | ({"approximate": True} if counted.approximate else {}),
             spec_id=command.spec_id,
         )
-        # While the database works, there is time for the graph.
-        generation = self._runner.generate(command.message)
+        generation = self._generations.take(command.message)
         try:
             started = await self._start(new)
         except IntegrityError:

@@ -20,15 +20,12 @@ from app.application.turns.ending import (
     record_calls,
     sum_usage,
 )
-from app.application.turns.running import Generation, RunningTurn
+from app.application.turns.running import RunningTurn
 from app.application.turns.settlement import NotOursError, settle
 from app.core import metrics
 from app.core.errors import ModelError
 from app.core.logging import place_of
 from app.domain.conversation import Usage
-from app.domain.guarding import GuardPolicy
-from app.domain.langgraph.context import TurnContext
-from app.domain.langgraph.graph import TurnGraph
 from app.domain.model_client import ModelClient, ModelRequest
 from app.domain.turn_log import Failed
 from app.infrastructure.llm.tokens import TokenCounter
@@ -58,9 +55,7 @@ class TurnRunner:
     """The turns that run in this process.
 
     Args:
-        graph: the compiled graph.
         model: what answers.
-        guard: decides about each message.
         state: the live-turn store, where running turns are found.
         held: callbacks are held, because no receiver is set.
         on_settled: called after each commit that may have recorded callbacks.
@@ -68,17 +63,13 @@ class TurnRunner:
 
     def __init__(
         self,
-        graph: TurnGraph,
         model: Model,
-        guard: GuardPolicy,
         state: StateRepository,
         *,
         held: bool,
         on_settled: Callable[[], None],
     ) -> None:
-        self._graph = graph
         self.model = model
-        self._guard = guard
         self._state = state
         self._held = held
         self._on_settled = on_settled
@@ -87,13 +78,9 @@ class TurnRunner:
         self._suspects: set[int] = set()
         self.draining = False
 
-    def generate(self, message: str) -> Generation:
-        """Begin to answer a message that is about to be stored; see `Generation`."""
-        context = TurnContext(self.model.client, self._guard, asyncio.get_running_loop().create_future())
-        return Generation(context, asyncio.ensure_future(self._graph.ainvoke({"message": message}, context=context)))
-
     def start(self, turn: RunningTurn) -> None:
         """Run a turn whose start is committed."""
+        turn.begin(ModelRequest(turn.given.messages, self.model.max_output_tokens))
         self._turns[turn.ref.key] = turn
         metrics.TURNS_RUNNING.set(len(self._turns))
         task = asyncio.create_task(self._run(turn), name=f"turn {turn.ref.pk}")
@@ -194,7 +181,7 @@ class TurnRunner:
 
     async def _answer(self, turn: RunningTurn) -> Outcome:
         try:
-            state = await turn.answer(ModelRequest(turn.given.messages, self.model.max_output_tokens))
+            state = await turn.ended()
         except asyncio.CancelledError:
             if not turn.stopped:
                 raise  # not the turn but the process is being torn down

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
+from app.application.turns.generation import Generation
 from app.application.turns.input import TurnInput
 from app.core import metrics
-from app.domain.langgraph.context import Opening, TurnContext
+from app.domain.langgraph.context import Opening
 from app.domain.langgraph.state import TurnState
 from app.domain.model_client import ModelRequest
 from app.domain.turn_log import TurnLog
@@ -35,23 +35,6 @@ class TurnRef:
         return TurnKey(self.session_id, str(self.turn_id))
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A run of the graph, begun while the candidate's message is being committed.
-
-    By the time the message is safe, the graph stands before the model (`TurnContext.opening`): what it took to get
-    there is not added to the wait for the first token.
-    """
-
-    context: TurnContext
-    run: asyncio.Future[TurnState]
-
-    def discard(self) -> None:
-        """There is nothing to answer: the turn exists already, or could not be started."""
-        self.run.add_done_callback(lambda run: None if run.cancelled() else run.exception())
-        self.run.cancel()
-
-
 class RunningTurn:
     """One turn under way: where its text goes, and the handle to stop it."""
 
@@ -68,7 +51,6 @@ class RunningTurn:
         self.interrupted = False
         self.disowned = False
         self._first_delta_at: float | None = None
-        self._answering = False
         self._cancelled_at = 0.0
 
     @property
@@ -110,8 +92,12 @@ class RunningTurn:
         self.disowned = True
         self._stop()
 
-    async def answer(self, request: ModelRequest) -> TurnState:
-        """Let the graph ask the model, and await its end, which `cancel` and its kin can bring about.
+    def begin(self, request: ModelRequest) -> None:
+        """The message is stored: let the graph ask the model."""
+        self.generation.context.opening.set_result(Opening(request, self.emit))
+
+    async def ended(self) -> TurnState:
+        """Await the graph's end, which `cancel` and its kin can bring about.
 
         Returns:
             The graph's last state.
@@ -119,14 +105,9 @@ class RunningTurn:
         Raises:
             asyncio.CancelledError: the run was stopped; the connection to the provider is closed by now.
         """
-        self._answering = True
-        self.generation.context.opening.set_result(Opening(request, self.emit))
-        if self.stopped:
-            self.generation.run.cancel()
         try:
             return await self.generation.run
         finally:
-            self._answering = False
             if self._cancelled_at:
                 metrics.CANCEL.observe(time.monotonic() - self._cancelled_at)
 
@@ -139,5 +120,4 @@ class RunningTurn:
         return Chunk(self.ref.pk, piece.first_seq, piece.content, lengths)
 
     def _stop(self) -> None:
-        if self._answering:
-            self.generation.run.cancel()
+        self.generation.run.cancel()

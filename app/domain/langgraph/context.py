@@ -23,13 +23,13 @@ class Opening(NamedTuple):
 
 @dataclass(slots=True)
 class TurnContext:
-    """Dependencies of one run.
+    """Dependencies of one run, and what it waits for: a run begins before there is a message.
 
     Attributes:
         client: the model.
         guard: decides about the candidate's message.
-        opening: awaited by whoever answers: the graph begins while the message is being stored, and nobody is asked or
-            answered before it is.
+        message: the candidate's text, as soon as it is here.
+        opening: awaited by whoever answers, so that nobody is asked or answered before the message is stored.
         calls: the provider calls made, in order; the writer adds to it as it makes them, so that whoever ends the turn
             knows of each, however it ends.
         labels: what the guard found in the candidate's message.
@@ -37,6 +37,7 @@ class TurnContext:
 
     client: ModelClient
     guard: GuardPolicy
+    message: asyncio.Future[str]
     opening: asyncio.Future[Opening]
     calls: list[ModelCall] = field(default_factory=list)
     labels: frozenset[GuardLabel] = frozenset()

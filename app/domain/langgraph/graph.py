@@ -18,7 +18,7 @@ class TurnGraph:
     def __init__(self, compiled: CompiledStateGraph[TurnState, TurnContext, TurnState, TurnState]) -> None:
         self._compiled = compiled
 
-    async def ainvoke(self, state: TurnState, *, context: TurnContext) -> TurnState:
+    async def ainvoke(self, context: TurnContext) -> TurnState:
         """Run one turn; returns its last state.
 
         Raises:
@@ -26,7 +26,7 @@ class TurnGraph:
         """
         # The tracer that LANGSMITH_TRACING switches on would send the candidate's message to a third party.
         with tracing_context(enabled=False):
-            ended: TurnState = await self._compiled.ainvoke(state, context=context)  # type: ignore[assignment]
+            ended: TurnState = await self._compiled.ainvoke({"refused": False}, context=context)  # type: ignore[assignment]
         return ended
 
 

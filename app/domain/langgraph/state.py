@@ -10,10 +10,10 @@ from app.domain.conversation import FinishReason
 class TurnState(TypedDict, total=False):
     """State of one turn.
 
-    ``message`` is the candidate's text. The guard adds ``refused``; whichever node answers adds ``finish_reason``.
-    The answer itself is not here: it goes straight into the turn's log.
+    The guard says whether the message is ``refused``; whichever node answers adds ``finish_reason``. Neither the
+    message nor the answer is here: the one comes after the run has begun (`TurnContext.message`), the other goes
+    straight into the turn's log.
     """
 
-    message: str
     refused: bool
     finish_reason: FinishReason

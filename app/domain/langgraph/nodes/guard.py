@@ -13,7 +13,7 @@ from app.domain.prompting import prompt
 async def guard(state: TurnState, runtime: Runtime[TurnContext]) -> TurnState:
     """Ask the policy; a refused message is answered here, like any other answer."""
     context = runtime.context
-    verdict = context.guard(state["message"])
+    verdict = context.guard(await context.message)
     context.labels = verdict.labels
     if not verdict.refused:
         return {"refused": False}
