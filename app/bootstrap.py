@@ -20,7 +20,9 @@ from app.application.turns.lease import Lease
 from app.application.turns.recovery import Recovery
 from app.application.turns.runner import Model, TurnRunner
 from app.application.turns.tail import Tails
+from app.core import metrics
 from app.core.errors import StartupError
+from app.core.logging import place_of
 from app.core.settings import DatabaseSettings, Settings
 from app.domain.guarding import GuardLabel, policy_refusing
 from app.domain.langgraph.graph import build_graph
@@ -39,6 +41,7 @@ Say = Callable[[str], None]
 """Takes one line of progress for whoever started the process by hand."""
 
 _SWEEP_INTERVAL_S = 10.0
+_JOB_PAUSE_S = 1.0
 
 
 def silent(_line: str) -> None:
@@ -143,7 +146,7 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
         )
         lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=lambda _: None)
         await _take_lease(stack, lease, recovery)
-        _run(stack, lease.run(), _sweep_forever(recovery), relay.run(), bell.listen_forever(relay.wake))
+        _run(stack, lease.run, lambda: _sweep_forever(recovery), relay.run, lambda: bell.listen_forever(relay.wake))
         yield
 
 
@@ -165,11 +168,11 @@ async def _start_service(
     await _take_lease(stack, lease, recovery)
     _run(
         stack,
-        lease.run(),
-        _sweep_forever(recovery, lambda: runner.find_lost(lease.token)),
-        runner.flush_forever(settings.flush_interval_s, lambda: lease.token),
-        state.run(),
-        relay.run() if settings.worker.embedded else bell.send_forever(),
+        lease.run,
+        lambda: _sweep_forever(recovery, lambda: runner.find_lost(lease.token)),
+        lambda: runner.flush_forever(settings.flush_interval_s, lambda: lease.token),
+        state.run,
+        relay.run if settings.worker.embedded else bell.send_forever,
     )
     stack.callback(generations.close)
     generations.fill()
@@ -193,9 +196,12 @@ async def _give_back(lease: Lease) -> None:
         log.warning("lease_not_given_back")  # it runs out by itself
 
 
-def _run(stack: AsyncExitStack, *jobs: Coroutine[Any, Any, None]) -> None:
+Job = Callable[[], Coroutine[Any, Any, None]]
+
+
+def _run(stack: AsyncExitStack, *jobs: Job) -> None:
     """Run background jobs until ``stack`` closes."""
-    tasks = [asyncio.create_task(_guarded(job)) for job in jobs]
+    tasks = [asyncio.create_task(_run_for_good(job)) for job in jobs]
 
     async def stop() -> None:
         for task in tasks:
@@ -205,13 +211,17 @@ def _run(stack: AsyncExitStack, *jobs: Coroutine[Any, Any, None]) -> None:
     stack.push_async_callback(stop)
 
 
-async def _guarded(job: Coroutine[Any, Any, None]) -> None:
-    """A background job that ends by an error nobody foresaw must not end unheard."""
-    try:
-        await job
-    except Exception as error:
-        log.critical("background_job_died", job=str(job), error=type(error).__name__)
-        raise
+async def _run_for_good(job: Job) -> None:
+    """Run a job that ends only by itself; after an error nobody foresaw it is begun again, for all depend on it."""
+    while True:
+        try:
+            await job()
+        except Exception as error:  # noqa: BLE001  # the boundary of a background job
+            metrics.JOB_FAILURES.inc()
+            log.critical("background_job_failed", error=fault(error), at=place_of(error))
+            await asyncio.sleep(_JOB_PAUSE_S)
+        else:
+            return
 
 
 async def _sweep_forever(

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import make_url, text
 from structlog.testing import capture_logs
 
+from app.application.services import callback_relay
 from app.application.services.callback_relay import CallbackRelay
 from app.application.services.callback_service import CallbackService
 from app.core.settings import CallbackSettings, Settings
@@ -285,6 +286,20 @@ async def test_many_more_stuck_sessions_than_places_do_not_keep_a_new_turns_call
     assert len(tried) < 100, "a queue in which all wait for their turn would have tried all 200"
 
 
+async def test_sessions_that_core_keeps_waiting_make_room_for_others(
+    core: FakeCore, quick: Callable[..., CallbackSettings], rows: Rows
+) -> None:
+    stuck = await sessions_with(1, 9)
+    for session_id in stuck:
+        core.always(HANG, session_id)
+    async with relaying(quick(concurrency=4, timeout_s=60)) as relay:
+        await core.reaches(lambda posts: len(posts) >= 9, WAIT_S)  # more than there are places
+        (session_id,) = await sessions_with(2, 1)
+        relay.wake()
+        await core.reaches(lambda posts: sum(p.session_id == str(session_id) for p in posts) == 2, WAIT_S)
+        core.stop()
+
+
 async def test_many_new_turns_that_get_stuck_do_not_keep_a_retry_waiting(
     core: FakeCore, quick: Callable[..., CallbackSettings], rows: Rows
 ) -> None:
@@ -535,8 +550,12 @@ async def test_a_lane_that_nobody_can_claim_just_now_makes_no_busy_loop_and_hold
 
 
 async def test_no_place_means_no_looking(
-    core: FakeCore, quick: Callable[..., CallbackSettings], statements: list[tuple[str, list[Any]]]
+    core: FakeCore,
+    quick: Callable[..., CallbackSettings],
+    statements: list[tuple[str, list[Any]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(callback_relay, "_MOST_PER_PLACE", 1)
     await sessions_with(1, 6)
     core.always(HANG)
     async with relaying(quick(concurrency=2, timeout_s=60)):

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
@@ -157,6 +158,23 @@ async def test_google_is_asked_for_the_conversation_and_the_cap(servers: Foreign
     ]
 
 
+@ALL
+async def test_no_text_holds_half_a_character_or_nul(
+    provider: Provider, servers: ForeignProviders, connect: Connect
+) -> None:
+    """JSON can say both, and PostgreSQL stores neither."""
+    escapes = {b"HIGH": rb"\ud83d", b"LOW": rb"\ude00", b"NUL": rb"\u0000"}
+    writes = provider.answer(["aNULb", "cHIGH", "LOWd", "eLOWf", "HIGH"])
+    for name, escape in escapes.items():
+        writes = [write.replace(name, escape) for write in writes]
+    servers.script = Script(writes)
+    pieces, call = await run(connect(provider))
+    assert "".join(pieces) == "a\N{REPLACEMENT CHARACTER}bc😀de\N{REPLACEMENT CHARACTER}f\N{REPLACEMENT CHARACTER}"
+    assert call.text_chars == len("".join(pieces))
+    for piece in pieces:
+        piece.encode()
+
+
 # --- usage -------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +239,23 @@ async def test_another_provider_counts_by_its_chunks(servers: ForeignProviders, 
     _, call = await run(connect(OTHER))
     assert call.usage == Usage(120, 50, cached_tokens=100, reasoning_tokens=30, source="provider")
     assert call.usage_complete
+
+
+@pytest.mark.parametrize("count", [-5, 5_000_000_000, 1.5, [], True])
+@pytest.mark.parametrize("where", ["prompt", "completion"])
+async def test_figures_that_cannot_be_meant_are_no_usage(
+    servers: ForeignProviders, connect: Connect, count: object, where: str
+) -> None:
+    name = {"prompt": "promptTokenCount", "completion": "candidatesTokenCount"}[where]
+    figures = {"promptTokenCount": 9, "candidatesTokenCount": 9, name: count}
+    writes = google_answer(PIECES)
+    last = {"candidates": [{"content": {"parts": [{"text": "."}], "role": "model"}, "finishReason": "STOP"}]}
+    servers.script = Script([*writes[:-1], google_event({**last, "usageMetadata": figures})])
+    call = ModelCall("google")
+    with suppress(ModelError):  # the SDK itself takes offence at some
+        await connect(GOOGLE).stream(REQUEST, call, lambda _: None)
+    assert not call.usage_complete
+    assert call.usage is None or 0 < call.usage.total_tokens < 1_000
 
 
 async def test_no_figures_are_no_usage(servers: ForeignProviders, connect: Connect) -> None:

@@ -26,6 +26,7 @@ COUNTERS = {
     "turnstone_tokens",
     "turnstone_callback_tries",
     "turnstone_leases_lost",
+    "turnstone_job_failures",
 }
 GAUGES = {
     "turnstone_turns_running",

@@ -140,6 +140,57 @@ async def test_a_restart_of_the_database_in_mid_turn_costs_nothing(
     assert response["ai_message"] == script.text
 
 
+async def test_a_database_that_takes_no_writes_for_a_while_costs_nothing(
+    quick: Callable[..., Service], server: Server, provider: Provider, core: FakeCore, database_url: str, rows: Rows
+) -> None:
+    """As in a failover: connections are cut, and the new ones may only read."""
+    name = make_url(database_url).database
+    provider.next(Script(pieces=[f"word{i} " for i in range(100)], piece_delay_s=0.01))
+    service = quick(lease_s=1, flush_interval_s=0.1)
+
+    def read_only(setting: str) -> None:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {setting}")
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+
+    async with connect(service.url) as chat:
+        await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+        await chat.until("delta")
+        owner = rows.one("SELECT owner FROM prompt_turns")["owner"]
+        await asyncio.to_thread(read_only, "on")
+        try:
+            await provider.closed_reach(1)
+            await asyncio.sleep(2.5)  # longer than a lease; turns cannot begin either
+            await chat.send(type="message", message="Hello", turn_id="t2", **new_pair())
+            error = await chat.until("error")
+            assert (error["code"], error["retryable"], error["turn_id"]) == ("internal", True, "t2")
+        finally:
+            await asyncio.to_thread(read_only, "off")
+        assert (await chat.until("done", WAIT_S))["turn_id"] == "t1"
+        assert (await chat.ask("Hello", "t3", **new_pair())).end["type"] == "done"
+    await core.reaches(4, WAIT_S)
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT' AND turn = 1 ORDER BY id LIMIT 1")[
+        "content"
+    ].endswith("word99 ")
+    assert rows.one("SELECT fenced_at FROM workers WHERE id = %s", owner)["fenced_at"] is None
+
+
+async def test_a_background_job_goes_on_after_an_error_that_nobody_foresaw(
+    quick: Callable[..., Service], server: Server, provider: Provider, database_url: str, rows: Rows
+) -> None:
+    service = quick(lease_s=1, flush_interval_s=0.05)
+    rows("ALTER TABLE turn_chunks RENAME TO elsewhere")
+    provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
+    async with connect(service.url) as chat:
+        await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+        await chat.until("delta")
+        await asyncio.sleep(0.3)
+        rows("ALTER TABLE elsewhere RENAME TO turn_chunks")
+        await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM turn_chunks"), WAIT_S)
+        await chat.send(type="cancel", turn_id="t1")
+        await chat.until("cancelled")
+
+
 async def test_an_answer_that_ended_during_an_outage_is_stored_when_it_is_over_although_others_watch(
     settings: Settings, server: Server, provider: Provider, core: FakeCore, rows: Rows
 ) -> None:

@@ -33,3 +33,4 @@ CALLBACK_AGE = Gauge("turnstone_callback_age_seconds", "Age of the oldest callba
 POOL_IN_USE = Gauge("turnstone_database_connections_in_use", "Connections taken from this process's pool")
 POOL_SIZE = Gauge("turnstone_database_connections_max", "Size of this process's pool")
 LEASE_LOST = Counter("turnstone_leases_lost_total", "Times this process was fenced by another one")
+JOB_FAILURES = Counter("turnstone_job_failures_total", "Errors that a background job did not foresee; it goes on")

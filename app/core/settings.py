@@ -131,7 +131,7 @@ class CallbackSettings(_Section):
         1, 2, 4, 15, 60, 300, 1800, 7200, 21600, 43200,
     )  # fmt: skip
     timeout_s: Seconds = 15.0
-    concurrency: int = Field(16, ge=1, description="deliveries at once")
+    concurrency: int = Field(16, ge=1, description="deliveries at once, besides those that Core keeps waiting")
 
 
 class AuthSettings(_Section):

@@ -47,7 +47,7 @@ class WebhookSender:
         self._signer = Webhook(secret.get_secret_value()) if secret is not None else None
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout_s)
         self._client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.concurrency), cookie_jar=aiohttp.DummyCookieJar()
+            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
         )
 
     async def send(self, event_id: str, body: dict[str, Any]) -> Delivered | Refused | Unreachable:

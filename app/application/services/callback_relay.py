@@ -41,6 +41,9 @@ _CLAIM_S = 1.0
 
 It bounds what a crash may send twice, and for how long a session with a long backlog keeps its place.
 """
+_PLACE_S = 0.5
+_MOST_PER_PLACE = 16
+"""Lanes at once for each place: those that have made room cost a connection and no work, but not without end."""
 _GIVE_UP_AT_ONCE = {410}
 _GIVE_UP_SOON = {400, 413, 422}
 _TRIES_UNTIL_SOON = 3
@@ -52,7 +55,8 @@ class CallbackRelay:
     """The delivery loop of one process.
 
     Lanes that fail, and wait for another try, may take three quarters of the places, and so may the others: neither
-    kind can keep the other waiting, however many there are.
+    kind can keep the other waiting, however many there are. Nor can those that Core keeps waiting: who has had a place
+    for half a second makes room, and goes on beside the others.
 
     Args:
         settings: where to and how.
@@ -65,6 +69,7 @@ class CallbackRelay:
         self._places_per_kind = max(1, settings.concurrency * 3 // 4)
         self._woken = asyncio.Event()
         self._lanes: dict[asyncio.Task[None], ClaimedLane] = {}
+        self._in_place: dict[asyncio.Task[None], ClaimedLane] = {}
         self._stopping = False
 
     def wake(self) -> None:
@@ -75,6 +80,7 @@ class CallbackRelay:
         """Deliver until cancelled. POSTs under way are waited for, so that their outcome is written."""
         if self._settings.url is None:
             return
+        self._stopping = False
         sender = WebhookSender(self._settings)
         try:
             await self._loop(sender)
@@ -117,17 +123,19 @@ class CallbackRelay:
 
     async def _claim_and_start(self, sender: WebhookSender) -> float:
         """Start what is due as far as there is room; returns how long to sleep if nobody wakes us."""
-        if len(self._lanes) >= self._settings.concurrency:
-            return _LOOK_AROUND_S  # a lane that ends wakes us
+        places = self._settings.concurrency
+        room = min(places - len(self._in_place), places * _MOST_PER_PLACE - len(self._lanes))
+        if room <= 0:
+            return _LOOK_AROUND_S  # a lane that ends or makes room wakes us
         worker = self._worker()
-        busy = Counter(lane.failing for lane in self._lanes.values())
+        busy = Counter(lane.failing for lane in self._in_place.values())
         async with get_db_context() as db:
             callbacks = CallbackRepository(db)
             lanes, due_in = await callbacks.claim(
                 worker,
                 fresh=max(self._places_per_kind - busy[False], 0),
                 failing=max(self._places_per_kind - busy[True], 0),
-                room=self._settings.concurrency - len(self._lanes),
+                room=room,
             )
             events = await callbacks.next_events(lanes, limit=_EVENTS_PER_CLAIM) if lanes else {}
         for lane in lanes:
@@ -141,11 +149,17 @@ class CallbackRelay:
         before = [task for task, other in self._lanes.items() if other.session_id == lane.session_id]
         delivery = self._deliver(sender, lane, events, before)
         task = asyncio.create_task(delivery, name=f"callbacks of {lane.session_id}")
-        self._lanes[task] = lane
+        self._lanes[task] = self._in_place[task] = lane
         task.add_done_callback(self._lane_ended)
+        asyncio.get_running_loop().call_later(_PLACE_S, self._make_room, task)
+
+    def _make_room(self, task: asyncio.Task[None]) -> None:
+        if self._in_place.pop(task, None) is not None:
+            self.wake()
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
         lane = self._lanes.pop(task)
+        self._in_place.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its claim is released when we tidy; not at once, for the error will come again.
             log.error("callback_lane_failed", session_id=lane.session_id, error=type(error).__name__)

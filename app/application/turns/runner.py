@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.application.turns.ending import (
     INTERNAL,
@@ -166,7 +165,7 @@ class TurnRunner:
     async def _run(self, turn: RunningTurn) -> None:
         try:
             outcome = await self._answer(turn)
-            if turn.disowned or not await self._settle(turn, self._final(turn, outcome)):
+            if turn.disowned or not await self._store(turn, outcome):
                 await self._end_as_stored(turn)
         finally:
             self._forget(turn)
@@ -229,6 +228,16 @@ class TurnRunner:
             meta["approximate"] = True
         return counted.tokens
 
+    async def _store(self, turn: RunningTurn, outcome: Outcome) -> bool:
+        """Store how the turn ended; ``False`` when others do."""
+        try:
+            return await self._settle(turn, self._final(turn, outcome))
+        except Exception as error:  # noqa: BLE001  # the boundary: a bug of ours must not leave the turn without an end
+            # The turn looks abandoned from now on, and is settled with what was flushed (`find_lost`).
+            log.error("turn_cannot_be_stored", turn_pk=turn.ref.pk, error=fault(error), at=place_of(error))
+            self._forget(turn)
+            return False
+
     async def _settle(self, turn: RunningTurn, final: FinalTurn) -> bool:
         """Store the ending, for as long as it takes; ``False`` when the turn is not ours any more."""
         pause = _FIRST_RETRY_S
@@ -241,11 +250,6 @@ class TurnRunner:
                 log.warning("turn_waits_for_database", turn_pk=turn.ref.pk, error=fault(error), pause_s=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_RETRY_S)
-            except SQLAlchemyError as error:
-                # A bug. The turn looks abandoned from now on, and is settled with what was flushed (`find_lost`).
-                log.error("turn_cannot_be_stored", turn_pk=turn.ref.pk, error=fault(error))
-                self._forget(turn)
-                return False
             else:
                 break
         self._on_settled()

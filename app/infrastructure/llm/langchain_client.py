@@ -20,8 +20,12 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langsmith.run_helpers import tracing_context
 
 from app.core.errors import ErrorCode, ModelError, StartupError
+from app.core.http import parse_retry_after
 from app.domain.conversation import FinishReason, Usage
 from app.domain.model_client import ModelCall, ModelRequest
+from app.domain.whole_text import WholeText
+from app.infrastructure.llm.figures import figure, reported
+from app.infrastructure.llm.sse import error_for_status
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -45,12 +49,12 @@ def _anthropic_event(event: _Json) -> tuple[_Json, bool]:
     return figures, bool((event.get("delta") or {}).get("stop_reason"))
 
 
-def _anthropic_usage(figures: _Json) -> Usage:
+def _anthropic_usage(figures: _Json) -> Usage | None:
     """``input_tokens`` leaves out the cache, read or written; ``output_tokens`` includes thinking."""
-    cached = figures.get("cache_read_input_tokens", 0)
-    prompt = figures.get("input_tokens", 0) + cached + figures.get("cache_creation_input_tokens", 0)
-    thinking = figures.get("output_tokens_details", {}).get("thinking_tokens") or 0
-    return Usage(prompt, figures.get("output_tokens", 0), cached, thinking, "provider")
+    cached = _count(figures, "cache_read_input_tokens")
+    prompt = _count(figures, "input_tokens") + cached + _count(figures, "cache_creation_input_tokens")
+    thinking = figure(figures.get("output_tokens_details"), "thinking_tokens")
+    return reported(prompt, _count(figures, "output_tokens"), cached=cached, reasoning=thinking)
 
 
 def _google_event(event: _Json) -> tuple[_Json, bool]:
@@ -60,17 +64,28 @@ def _google_event(event: _Json) -> tuple[_Json, bool]:
     return event.get("usageMetadata") or {}, bool(ended or blocked)
 
 
-def _google_usage(figures: _Json) -> Usage:
+def _google_usage(figures: _Json) -> Usage | None:
     """``promptTokenCount`` includes the cache; ``candidatesTokenCount`` leaves out the thoughts."""
-    thoughts = figures.get("thoughtsTokenCount", 0)
-    prompt = figures.get("promptTokenCount", 0) + figures.get("toolUsePromptTokenCount", 0)
-    completion = figures.get("candidatesTokenCount", 0) + thoughts
-    return Usage(prompt, completion, figures.get("cachedContentTokenCount", 0), thoughts, "provider")
+    thoughts, cached = _count(figures, "thoughtsTokenCount"), _count(figures, "cachedContentTokenCount")
+    prompt = _count(figures, "promptTokenCount") + _count(figures, "toolUsePromptTokenCount")
+    return reported(prompt, _count(figures, "candidatesTokenCount") + thoughts, cached=cached, reasoning=thoughts)
+
+
+def _count(figures: _Json, name: str) -> int:
+    """A count, 0 where it is left out.
+
+    Raises:
+        ValueError: it cannot be meant.
+    """
+    value = figure(figures, name)
+    if value is None and figures.get(name) is not None:
+        raise ValueError(name)
+    return value or 0
 
 
 class _Format(NamedTuple):
     event: Callable[[_Json], tuple[_Json, bool]]  # figures of one event, and whether it ends the answer
-    usage: Callable[[_Json], Usage]
+    usage: Callable[[_Json], Usage | None]
 
 
 _FORMATS = {
@@ -117,14 +132,16 @@ class _Wire:
     def _read(self, format_: _Format, data: bytes) -> None:
         try:
             figures, ended = format_.event(msgspec.json.decode(data, type=_Json))
-        except msgspec.MsgspecError:
+            self._ended = self._ended or ended
+            if figures:
+                # Counts are cumulative with both providers, and a later event may leave out what an earlier one said.
+                self.figures.update((name, value) for name, value in figures.items() if value is not None)
+                self._call.usage = format_.usage(self.figures)
+        except (msgspec.MsgspecError, AttributeError, TypeError):
             return  # the SDK reads the same line and knows whether that is a fault
-        self._ended = self._ended or ended
-        if figures:
-            # Counts are cumulative with both providers, and a later event may leave out what an earlier one said.
-            self.figures.update((name, value) for name, value in figures.items() if value is not None)
-            self._call.usage = format_.usage(self.figures)
-            self._call.usage_complete = self._ended
+        except ValueError:
+            self._call.usage = None
+        self._call.usage_complete = self._ended and self._call.usage is not None
 
     def insist_on_cancellation(self) -> None:
         """Raise again what ``asyncio.wait_for``, which LangChain's own code uses, swallows at times in Python 3.11."""
@@ -236,17 +253,22 @@ class LangChainClient:
         # No callbacks: those of a surrounding graph would be run for every chunk.
         chunks = self._chat.astream(list(request.messages), {"callbacks": []}, **cap)
         summed: UsageMetadata | None = None
+        whole = WholeText()
         async with aclosing(cast("AsyncGenerator[AIMessageChunk]", chunks)) as stream:
             while (chunk := await _next(stream, wire)) is not None:
                 wire.heard()
                 call.reached = call.accepted = True
-                if text := str(chunk.text):
+                if text := whole.take(str(chunk.text)):
                     call.text_chars += len(text)
                     emit(text)
                 call.finish_reason = _finish_reason(chunk.response_metadata) or call.finish_reason
                 if chunk.usage_metadata and not wire.figures:
                     summed = add_usage(summed, chunk.usage_metadata)
-                    call.usage, call.usage_complete = _usage(summed), call.finish_reason is not None
+                    call.usage = _usage(summed)
+                    call.usage_complete = call.usage is not None and call.finish_reason is not None
+        if text := whole.rest():
+            call.text_chars += len(text)
+            emit(text)
         if call.finish_reason is None:
             raise _unavailable("the stream ended without a finish reason")
 
@@ -323,25 +345,18 @@ def _finish_reason(metadata: Mapping[str, Any]) -> FinishReason | None:
     return FinishReason.REFUSED if reason in _REFUSED else FinishReason.STOP
 
 
-def _usage(summed: UsageMetadata) -> Usage:
+def _usage(summed: UsageMetadata) -> Usage | None:
     """Chunks of LangChain are to be added up; their details are parts of the two counts."""
-    return Usage(
-        summed["input_tokens"],
-        summed["output_tokens"],
-        summed.get("input_token_details", {}).get("cache_read", 0),
-        summed.get("output_token_details", {}).get("reasoning", 0),
-        "provider",
+    return reported(
+        figure(summed, "input_tokens"),
+        figure(summed, "output_tokens"),
+        cached=figure(summed.get("input_token_details"), "cache_read"),
+        reasoning=figure(summed.get("output_token_details"), "reasoning"),
     )
 
 
-def _unavailable(detail: str, *, retryable: bool = True, retry_after_s: float | None = None) -> ModelError:
-    return ModelError(
-        ErrorCode.LLM_UNAVAILABLE,
-        "The model cannot be reached at the moment." if retryable else "The model is not available.",
-        retryable=retryable,
-        retry_after_s=retry_after_s,
-        detail=detail,
-    )
+def _unavailable(detail: str) -> ModelError:
+    return ModelError(ErrorCode.LLM_UNAVAILABLE, "The model cannot be reached at the moment.", detail=detail)
 
 
 def _model_error(error: BaseException, failure: Any) -> ModelError:
@@ -356,16 +371,5 @@ def _model_error(error: BaseException, failure: Any) -> ModelError:
         cause = cause.__cause__
     if status is None:
         return _unavailable(name)
-    detail = f"status {status}, {name}"
-    if status in (400, 404, 413, 422):
-        return ModelError(ErrorCode.LLM_REJECTED, "The model did not accept this conversation.", detail=detail)
-    retryable = status in (408, 409, 429) or status >= 500
-    return _unavailable(detail, retryable=retryable, retry_after_s=_retry_after(failure) if retryable else None)
-
-
-def _retry_after(response: Any) -> float | None:
-    """Seconds from ``Retry-After``; its form with a date is not used by providers."""
-    try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
+    asked_for = failure.headers.get("retry-after") if hasattr(failure, "headers") else None
+    return error_for_status(status, parse_retry_after(asked_for), detail=f"status {status}, {name}")

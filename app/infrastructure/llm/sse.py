@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
@@ -10,10 +11,10 @@ import msgspec
 from app.core.errors import ErrorCode, ModelError
 from app.domain.conversation import FinishReason, Usage
 from app.domain.model_client import ModelCall
+from app.domain.whole_text import WholeText
+from app.infrastructure.llm.figures import figure, reported
 
 _LONGEST_EVENT = 8 * 1024 * 1024
-_LARGEST_FIGURE = 1_000_000_000
-"""Tokens; whoever reports more in one call is not believed, and two calls still fit PostgreSQL's integer."""
 _REJECTED = {400, 404, 413, 422}
 _FINISH = {
     "stop": FinishReason.STOP,
@@ -50,18 +51,18 @@ def malformed(detail: str) -> ModelError:
 class ChatStream:
     """One streamed answer: fed with the bytes of each read, returns the new text and keeps ``call`` up to date.
 
-    Lines and characters may be cut anywhere between two reads. A surrogate pair that the provider split over two
-    events is put together again, so no piece of text ever holds half a character.
+    Lines and characters may be cut anywhere between two reads, and a character between two events (`WholeText`).
     """
 
-    __slots__ = ("_buffer", "_call", "_data", "_data_bytes", "_half", "_refused", "_usage_lags", "ended")
+    __slots__ = ("_begun", "_buffer", "_call", "_data", "_data_bytes", "_refused", "_text", "_usage_lags", "ended")
 
     def __init__(self, call: ModelCall) -> None:
         self._call = call
+        self._begun = False
         self._buffer = b""
         self._data: list[bytes] = []
         self._data_bytes = 0
-        self._half = ""
+        self._text = WholeText()
         self._refused = False
         self._usage_lags = True
         self.ended = False
@@ -74,6 +75,8 @@ class ChatStream:
             All new text joined (may be empty), and the fault that ended the stream, if any: the text came before it.
         """
         texts: list[str] = []
+        if not self._begun and data:
+            self._begun, data = True, data.removeprefix(codecs.BOM_UTF8)
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         try:
             for line in lines:
@@ -82,12 +85,12 @@ class ChatStream:
                 raise malformed("event too long")
         except ModelError as fault:
             return self._joined(texts), fault
-        return self._joined(texts) + (self._lone_half() if self.ended else ""), None
+        return self._joined(texts) + (self._rest() if self.ended else ""), None
 
     def finish(self) -> tuple[str, ModelError | None]:
         """The connection has ended: returns what is left, and a fault where the answer had not ended."""
         text, fault = self.feed(b"\n\n") if self._buffer or self._data else ("", None)
-        text += self._lone_half()
+        text += self._rest()
         if fault is None and self._call.finish_reason is None:
             fault = malformed("connection closed before the end")
         return text, fault
@@ -145,33 +148,13 @@ class ChatStream:
     def _joined(self, texts: list[str]) -> str:
         if not texts:
             return ""
-        text = texts[0] if len(texts) == 1 else "".join(texts)
-        if self._half or not text.isascii():
-            text = self._whole_characters(text)
-        if "\x00" in text:
-            # PostgreSQL cannot store NUL, and what is shown has to equal what is stored.
-            text = text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+        text = self._text.take(texts[0] if len(texts) == 1 else "".join(texts))
         self._call.text_chars += len(text)
         return text
 
-    def _lone_half(self) -> str:
-        """The stream is over: what stands for a first half whose second never came."""
-        if not self._half:
-            return ""
-        self._half = ""
-        self._call.text_chars += 1
-        return "\N{REPLACEMENT CHARACTER}"
-
-    def _whole_characters(self, text: str) -> str:
-        """Join surrogate halves, keep back a first half at the end, replace halves that have no other."""
-        text = self._half + text
-        self._half = ""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            if "\ud800" <= text[-1] <= "\udbff":
-                text, self._half = text[:-1], text[-1]
-            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    def _rest(self) -> str:
+        text = self._text.rest()
+        self._call.text_chars += len(text)
         return text
 
 
@@ -184,33 +167,19 @@ def _decode_leniently(data: bytes) -> _Event:
 
 
 def _read_usage(said: object) -> Usage | None:
-    """The provider's figures in our reading; ``None`` where they cannot be meant, which is as if it were silent."""
+    """The provider's figures in our reading."""
     if not isinstance(said, dict):
         return None
-    prompt, completion = _figure(said, "prompt_tokens"), _figure(said, "completion_tokens")
-    if not prompt or completion is None:  # there is no empty prompt
+    prompt, completion = figure(said, "prompt_tokens"), figure(said, "completion_tokens")
+    if prompt is None or completion is None:
         return None
-    cached = _figure(said.get("prompt_tokens_details"), "cached_tokens") or 0
-    reasoning = _figure(said.get("completion_tokens_details"), "reasoning_tokens") or 0
+    cached = figure(said.get("prompt_tokens_details"), "cached_tokens")
+    reasoning = figure(said.get("completion_tokens_details"), "reasoning_tokens") or 0
     # Some providers leave thinking out of the completion; then the total tells, or thinking above the whole completion.
-    left_out = max((_figure(said, "total_tokens") or 0) - prompt - completion, 0)
+    left_out = max((figure(said, "total_tokens") or 0) - prompt - completion, 0)
     if not left_out and reasoning > completion:
         left_out = reasoning
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion + left_out,
-        cached_tokens=min(cached, prompt),
-        reasoning_tokens=max(reasoning, left_out),
-        source="provider",
-    )
-
-
-def _figure(said: object, name: str) -> int | None:
-    value = said.get(name) if isinstance(said, dict) else None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    sensible = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_FIGURE
-    return value if sensible else None
+    return reported(prompt, completion + left_out, cached=cached, reasoning=max(reasoning, left_out))
 
 
 def _error_in_stream(error: object) -> ModelError:

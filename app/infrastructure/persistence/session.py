@@ -10,13 +10,14 @@ from typing import Any, LiteralString, NoReturn
 import psycopg
 from psycopg.rows import namedtuple_row
 from sqlalchemy import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-DATABASE_DOWN = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
+DATABASE_DOWN = (OperationalError, InterfaceError, InternalError, PoolTimeoutError, OSError)
 """What a statement raises when the database is away, or cannot do now what it could do a moment later.
 
+That it takes no writes for a while, as in a failover, is an ``InternalError`` (25006).
 A statement that is wrong raises something else (``ProgrammingError``, ``IntegrityError`` …).
 """
 
