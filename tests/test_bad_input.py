@@ -135,7 +135,7 @@ async def test_what_is_no_json_object_gets_an_error_without_a_turn_id(
     service: Service, provider: Provider, rows: Rows
 ) -> None:
     deep = '{"type":"message","turn_id":"t1","message":' + "[" * 50_000 + "]" * 50_000 + "}"
-    lone = json.dumps(message(message="\ud800")), json.dumps(message(turn_id="\udfff")), '{"\\ud800":1}'
+    lone = json.dumps(message(turn_id="\udfff")), '{"\\ud800":1}'
     binary = [b"", b"\x00", b"\xff\xfe", json.dumps(message()).encode(), b"\x00" * 100_000]
     async with connect(service.url) as client:
         bad: list[str | bytes] = [*NOT_JSON, *NOT_AN_OBJECT, '{"a":' * 100_000, deep, *lone, *binary]
@@ -143,6 +143,18 @@ async def test_what_is_no_json_object_gets_an_error_without_a_turn_id(
             await client.send_raw(data)
             check_error(await client.receive(), INVALID, None)
         await nothing_was_stored(client, rows, provider)
+
+
+async def test_half_a_character_in_the_message_does_not_hide_the_turn(service: Service, rows: Rows) -> None:
+    async with connect(service.url) as client:
+        for frame, turn_id in (
+            ('{"message": "a\\ud800b", "turn_id": "t1", "exam_id": 1, "participant_id": 1}', "t1"),
+            ('{"message": "hello", "turn_id": "\\ud800", "exam_id": 1, "participant_id": 1}', None),
+        ):
+            await client.send_raw(frame)
+            error = await client.until("error")
+            assert (error["code"], error["turn_id"]) == ("invalid_frame", turn_id)
+    assert rows("SELECT id FROM prompt_messages") == []
 
 
 async def test_a_frame_may_be_odd_and_yet_good(service: Service, provider: Provider, rows: Rows) -> None:

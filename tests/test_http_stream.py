@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import pytest
@@ -114,6 +115,7 @@ async def test_a_request_is_plain_http(peer: Peer, client: Callable[..., Streami
     assert answer.headers["content-type"] == "text/event-stream"
 
 
+ZIPPED = gzip.compress(b"abcdef")
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
 
 
@@ -129,8 +131,9 @@ CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
         ([b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"content-length: 6\r\n\r\nabcdef"], 1),
         ([b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", PAUSE, OK + b"content-length: 6\r\n\r\nabcdef"], 1),
         ([b"HTTP/1.0 200 OK\r\n\r\nabc", PAUSE, b"def"], 2),
+        ([OK + b"content-encoding: gzip\r\n\r\n" + ZIPPED[:9], PAUSE, ZIPPED[9:]], 1),
     ],
-    ids=["length", "chunks", "one read", "trailer", "until close", "close", "continue", "hints", "1.0"],
+    ids=["length", "chunks", "one read", "trailer", "until close", "close", "continue", "hints", "1.0", "gzip"],
 )
 async def test_a_body_comes_in_the_reads_that_brought_it(
     peer: Peer, client: Callable[..., StreamingHttp], parts: Sequence[bytes], reads: int
@@ -159,8 +162,9 @@ async def test_a_response_cut_into_single_bytes_is_the_same(peer: Peer, client: 
         ([CHUNKED + b"3\r\nabc\r\nno chunk\r\n"], b"abc"),
         ([b"SSH-2.0-OpenSSH_9.6\r\n"], b""),
         ([OK + b"x-long: " + b"a" * 70_000], b""),
+        ([OK + b"content-encoding: gzip\r\n\r\nabc"], b""),
     ],
-    ids=["nothing", "half a head", "short", "no last chunk", "no chunk", "no HTTP", "endless head"],
+    ids=["nothing", "half a head", "short", "no last chunk", "no chunk", "no HTTP", "endless head", "no gzip"],
 )
 async def test_what_is_broken_is_said_to_be_after_what_came(
     peer: Peer, client: Callable[..., StreamingHttp], parts: Sequence[bytes], body: bytes

@@ -200,3 +200,20 @@ def test_a_process_that_ends_gives_its_lease_back(settings: Settings, rows: Rows
         process.wait_for_line("working" if ending == "worker" else "listening")
         assert process.stop() == 0
     assert rows.one("SELECT fenced_at FROM workers")["fenced_at"] is not None
+
+
+async def test_leases_that_ended_long_ago_are_removed_unless_they_own_a_turn(database: Database, rows: Rows) -> None:
+    async with get_db_context() as db:
+        workers = [await WorkerRepository(db).register(name) for name in ("alive", "fenced", "long gone", "owner")]
+    alive, fenced, gone, owner = workers
+    rows("UPDATE workers SET fenced_at = now() WHERE id = %s", fenced)
+    rows("UPDATE workers SET fenced_at = now() - interval '25 hours' WHERE id IN (%s, %s)", gone, owner)
+    rows("INSERT INTO prompt_sessions (id, exam_id, participant_id) VALUES (1, 1, 1)")
+    rows(
+        "INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)"
+        " VALUES (1, 1, 't', false, 'running', %s, 'm')",
+        owner,
+    )
+    async with get_db_context() as db:
+        await WorkerRepository(db).sweep()
+    assert {row["id"] for row in rows("SELECT id FROM workers")} == {alive, fenced, owner}

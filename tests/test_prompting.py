@@ -22,7 +22,7 @@ from app.infrastructure.persistence.models import PromptRoleEnum
 from app.infrastructure.repositories.session_repository import HistoryMessage
 from tests.conftest import Rows
 from tests.support.chat import connect, new_pair
-from tests.support.provider import Provider, Script
+from tests.support.provider import Figures, Provider, Script
 from tests.support.servers import AppThread, Journal
 from tests.support.service import Service
 
@@ -174,6 +174,16 @@ async def test_history_is_cut_to_the_budget_by_whole_turns(start: Start, provide
     assert [len(request.messages) // 2 for request in provider.requests] == [1, 2, 3, 4, 4, 4, 4, 4]
     stored = rows.one("SELECT count(*) AS count FROM prompt_messages")
     assert stored["count"] == 16, "what is not sent is still stored"
+
+
+async def test_a_count_that_a_provider_made_up_does_not_burst_the_budget(start: Start, provider: Provider) -> None:
+    service = start(llm={"history_tokens": 300})
+    provider.default = Script(pieces=("word " * 4_000,), usage=Figures(prompt_tokens=1, completion_tokens=1))
+    async with connect(service.url) as client:
+        pair = new_pair()
+        await client.ask("first", 1, **pair)
+        await client.ask("second", 2, **pair)
+    assert contents(provider, 1) == [SYSTEM, "second"]
 
 
 async def test_sessions_do_not_see_each_other(service: Service, provider: Provider) -> None:

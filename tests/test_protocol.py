@@ -174,6 +174,22 @@ async def test_several_sessions_are_answered_at_once_on_one_socket(service: Serv
 # --- sessions ---
 
 
+async def test_a_session_that_has_ended_says_so_also_while_its_last_turn_runs(
+    service: Service, provider: Provider
+) -> None:
+    provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
+    async with connect(service.url) as client, httpx.AsyncClient(base_url=service.url) as rest:
+        await client.send(message="hello", turn_id="a", **new_pair())
+        session_id = (await client.until("started"))["session_id"]
+        await client.until("delta")
+        assert (await rest.post(f"/api/sessions/{session_id}/end")).status_code == 200
+        await client.send(message="hello", turn_id="b", session_id=session_id)
+        refused = await client.until("error")
+        assert (refused["code"], refused["turn_id"], refused["retryable"]) == ("session_ended", "b", False)
+        await client.send(type="cancel", turn_id="a", session_id=session_id)
+        await client.until("cancelled")
+
+
 async def test_exam_and_participant_find_the_active_session_or_create_one(service: Service, rows: Rows) -> None:
     pair = new_pair()
     async with connect(service.url) as client:

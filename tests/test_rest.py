@@ -482,6 +482,24 @@ def test_bad_queries_are_refused(rest: httpx.Client) -> None:
     problem(rest.post("/api/callbacks/a%00b/replay"), 404, "not_found")
 
 
+def test_a_filter_without_a_value_is_none(rest: httpx.Client) -> None:
+    say(rest, "hello", **new_pair())
+
+    def ids(path: str) -> list[str]:
+        return [item["id"] for item in rest.get(path).json()["items"]]
+
+    assert ids("/api/callbacks")
+    assert ids("/api/callbacks?status=&type=&session_id=") == ids("/api/callbacks")
+    assert rest.get("/api/sessions?exam_id=&participant_id=").json() == rest.get("/api/sessions").json()
+    assert ids("/api/callbacks/events?after=") == ids("/api/callbacks/events")
+
+
+def test_a_session_has_one_spelling(rest: httpx.Client) -> None:
+    session_id = say(rest, "hello", **new_pair()).json()["session_id"]
+    for odd in (f"0{session_id}", f"+{session_id}", f" {session_id}", "9" * 30):
+        problem(rest.get(f"/api/sessions/{odd}"), 404, "session_not_found")
+
+
 # ---------------------------------------------------------------- health, and what goes wrong inside
 
 
@@ -496,8 +514,9 @@ def test_health_and_readiness(rest: httpx.Client, rows: Rows) -> None:
     ]:
         rows(spoil)
         response = rest.get("/readyz")
-        assert response.status_code == 503
-        assert response.json() == {"status": "not ready", "checks": {**checks, "migrations": False}}
+        assert problem(response, 503, "overloaded", retryable=True) == "Not ready: migrations."
+        assert response.json()["checks"] == {**checks, "migrations": False}
+        assert response.headers["retry-after"] == "1"
         rows(mend, version)
     assert rest.get("/readyz").status_code == 200
 

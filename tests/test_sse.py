@@ -160,6 +160,12 @@ def test_nul_which_the_database_cannot_hold_is_replaced() -> None:
     assert read([text("a\x00b"), STOP]).text == "a\N{REPLACEMENT CHARACTER}b"
 
 
+def test_a_byte_order_mark_hides_no_event() -> None:
+    marked = b"\xef\xbb\xbf" + text("first ", "second") + STOP
+    assert read([marked]).text == "first second"
+    assert read([bytes([byte]) for byte in marked]).text == "first second"
+
+
 # --- the format ---
 
 

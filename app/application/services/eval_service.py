@@ -22,7 +22,7 @@ from app.core.ids import new_turn_id
 from app.domain.conversation import FinishReason, TurnStatus, Usage
 from app.domain.turn_log import Done, Ending, Failed, Piece, TurnLog
 from app.infrastructure.persistence.models import PromptSession, PromptTurn
-from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
+from app.infrastructure.persistence.session import DATABASE_DOWN, PoolExhausted, get_db_context
 from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository, StartedTurn
 from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
 from app.infrastructure.repositories.turn_repository import TurnRepository
@@ -313,10 +313,10 @@ class EvalService:
                     if await turns.user_message(turn) != command.message:
                         raise TurnstoneError(ErrorCode.TURN_ID_CONFLICT, "This turn_id was used with another message.")
                     return turn
-            if in_the_way:
-                raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering another message.")
             if session.ended_at is not None and command.session_id is not None:
                 raise TurnstoneError(ErrorCode.SESSION_ENDED, "The session has ended.")
+            if in_the_way:
+                raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering another message.")
             if self._runner.draining:
                 raise TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
         return None
@@ -408,6 +408,8 @@ class _database_errors:  # noqa: N801  # reads as a statement
         return None
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, PoolExhausted):
+            raise TurnstoneError(ErrorCode.OVERLOADED, "The service is busy; try again in a moment.") from error
         if isinstance(error, DATABASE_DOWN):
             raise TurnstoneError(
                 ErrorCode.INTERNAL, "The service cannot store anything right now; try again in a moment."

@@ -42,4 +42,6 @@ def past_turns(history: Sequence[HistoryMessage]) -> list[PastTurn]:
 
 
 def _tokens(message: HistoryMessage) -> int:
-    return len(message.content) // 2 if message.token_count is None else message.token_count
+    """What a message weighs, as `SessionRepository.history` has it."""
+    counted = len(message.content) // 2 if message.token_count is None else message.token_count
+    return max(counted, len(message.content) // 16)

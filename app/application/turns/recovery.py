@@ -18,6 +18,7 @@ from app.infrastructure.persistence.models import PromptTurn
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import StoredText, TurnEnding, TurnRepository
+from app.infrastructure.repositories.worker_repository import WorkerRepository
 
 log = structlog.get_logger()
 
@@ -52,6 +53,7 @@ class Recovery:
                 break
         async with get_db_context() as db:
             await TurnRepository(db).sweep_chunks()
+            await WorkerRepository(db).sweep()
         return settled
 
     async def settle_lost(self, turn_pks: set[int]) -> None:

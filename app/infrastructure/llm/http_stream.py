@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
+import zlib
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Protocol, cast
@@ -23,6 +24,8 @@ _IDLE_S = 15.0
 _DRAIN_S = 1.0
 """How long the rest of an answer may take of which nobody needs more, so that its connection can be kept."""
 _LONGEST_HEAD = 65_536
+_GZIP_OR_ZLIB = 47
+"""zlib's window bits for either format, told apart by their first bytes."""
 
 
 class ExchangeError(Exception):
@@ -269,6 +272,7 @@ class _Connection(asyncio.Protocol):
         self._status = 0
         self._headers: dict[str, str] = {}
         self._bodies: list[bytes] = []
+        self._inflate: Callable[[bytes], bytes] | None = None
         self._head_done = self._head_told = self._complete = self._reusable = False
 
     @property
@@ -283,11 +287,18 @@ class _Connection(asyncio.Protocol):
         try:
             if self._head_done and not self._head_told:
                 self._head_told = True
+                if self._headers.get("content-encoding", "identity") in {"gzip", "x-gzip", "deflate"}:
+                    self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB).decompress  # nobody asked for it
                 self._answer.head(self._status, self._headers)
-            if bodies and self._answer.data(bodies[0] if len(bodies) == 1 else b"".join(bodies)):
+            data = bodies[0] if len(bodies) == 1 else b"".join(bodies)
+            if self._inflate is not None:
+                data = self._inflate(data)
+            if data and self._answer.data(data):
                 self._state = _State.DRAINING
                 self._set_timer(_DRAIN_S, self.abort)
                 self._settle(True)
+        except zlib.error:
+            self._end(BrokenError("not gzip"))
         except Exception as error:  # noqa: BLE001  # it belongs to whoever awaits the answer
             self._end(error)
 

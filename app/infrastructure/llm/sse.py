@@ -75,9 +75,9 @@ class ChatStream:
             All new text joined (may be empty), and the fault that ended the stream, if any: the text came before it.
         """
         texts: list[str] = []
-        if not self._begun and data:
-            self._begun, data = True, data.removeprefix(codecs.BOM_UTF8)
         *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if lines and not self._begun:
+            self._begun, lines[0] = True, lines[0].removeprefix(codecs.BOM_UTF8)
         try:
             for line in lines:
                 self._line(line, texts)

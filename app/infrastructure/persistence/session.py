@@ -14,7 +14,9 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-DATABASE_DOWN = (OperationalError, InterfaceError, InternalError, PoolTimeoutError, OSError)
+PoolExhausted = PoolTimeoutError
+"""All connections are in use, and none came back in time."""
+DATABASE_DOWN = (OperationalError, InterfaceError, InternalError, PoolExhausted, OSError)
 """What a statement raises when the database is away, or cannot do now what it could do a moment later.
 
 That it takes no writes for a while, as in a failover, is an ``InternalError`` (25006).

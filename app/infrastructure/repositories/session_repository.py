@@ -31,9 +31,12 @@ _insert_messages = """
 _past = """
     SELECT turn, role, content, token_count, partial FROM (
         SELECT turn, role, content, token_count, coalesce((meta ->> 'partial')::boolean, false) AS partial,
-               sum(coalesce(token_count, length(content) / 2)) OVER newest_first
-               - coalesce(token_count, length(content) / 2) AS newer
-        FROM prompt_messages AS every WHERE session_id = {session_id} AND turn < {before_turn} AND EXISTS (
+               sum(tokens) OVER newest_first - tokens AS newer
+        FROM prompt_messages AS every, LATERAL (
+            -- A provider's count is believed within reason.
+            SELECT greatest(coalesce(token_count, length(content) / 2), length(content) / 16) AS tokens
+        ) AS weight
+        WHERE session_id = {session_id} AND turn < {before_turn} AND EXISTS (
             SELECT FROM prompt_messages AS answer
             WHERE answer.session_id = every.session_id AND answer.turn = every.turn AND answer.role = 'ASSISTANT'
         )
@@ -281,7 +284,8 @@ class SessionRepository:
     async def history(self, session_id: int, *, before_turn: int, token_budget: int) -> list[HistoryMessage]:
         """The newest messages of answered turns that together fit the budget, and one beyond: newest turn first.
 
-        Within a turn the candidate's message comes first. Messages that nobody counted weigh half their characters.
+        Within a turn the candidate's message comes first. Messages that nobody counted weigh half their characters, and
+        none weighs less than a sixteenth of them.
         """
         rows = await self._db.run(
             _history, {"session_id": session_id, "before_turn": before_turn, "token_budget": token_budget}

@@ -9,6 +9,11 @@ from sqlalchemy import func, insert, select, update
 from app.infrastructure.persistence.models import CallbackLane, Worker
 from app.infrastructure.persistence.session import Transaction
 
+_sweep = """
+    DELETE FROM workers WHERE fenced_at < now() - interval '1 day'
+      AND NOT EXISTS (SELECT 1 FROM prompt_turns WHERE owner = workers.id AND status = 'running')
+    """
+
 
 class WorkerRepository:
     """Reads and writes leases within the transaction at hand."""
@@ -61,3 +66,7 @@ class WorkerRepository:
             .execution_options(synchronize_session=False)
         )
         return True
+
+    async def sweep(self) -> None:
+        """Remove leases that ended more than a day ago and own nothing any more."""
+        await self._db.run(_sweep, {})

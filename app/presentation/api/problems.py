@@ -53,9 +53,9 @@ _OF_STATUS = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.NOT_FOUND, 413: ErrorCode
 
 
 def problem(
-    error: TurnstoneError, *, status: int | None = None, headers: Mapping[str, str] | None = None
+    error: TurnstoneError, *, status: int | None = None, headers: Mapping[str, str] | None = None, **more: Any
 ) -> JSONResponse:
-    """The response that tells of an error."""
+    """The response that tells of an error; ``more`` are members of its document besides the usual ones."""
     status = STATUS[error.code] if status is None else status
     body = Problem(
         title=HTTPStatus(status).phrase,
@@ -69,7 +69,7 @@ def problem(
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(body.model_dump(), status, headers, media_type="application/problem+json")
+    return JSONResponse(body.model_dump() | more, status, headers, media_type="application/problem+json")
 
 
 def install(app: FastAPI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import msgspec
@@ -91,7 +92,7 @@ def parse(data: str | None) -> ClientFrame:
     try:
         fields = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
-        raise invalid("The frame is not valid JSON.") from None
+        raise invalid("The frame is not valid JSON, or holds half a character.", _turn_id_at_least(data)) from None
     if not isinstance(fields, dict):
         raise invalid("A frame is a JSON object.")
     turn_id = _readable_turn_id(fields.get("turn_id"))
@@ -104,6 +105,17 @@ def parse(data: str | None) -> ClientFrame:
     except msgspec.ValidationError as error:
         # msgspec names the field and the type it wants, never the value it got.
         raise invalid(f"The frame is not a valid {name} frame: {error}.", turn_id) from None
+
+
+def _turn_id_at_least(data: str) -> TurnId | None:
+    """The turn of a frame that cannot be used, where a more lenient reader sees it."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    turn_id = _readable_turn_id(fields.get("turn_id")) if isinstance(fields, dict) else None
+    sendable = not isinstance(turn_id, str) or turn_id.encode(errors="replace").decode() == turn_id
+    return turn_id if sendable else None
 
 
 def _readable_turn_id(value: Any) -> TurnId | None:
@@ -122,7 +134,7 @@ def session_id_of(value: str | int) -> int:
     """
     if isinstance(value, int):
         return value
-    if value.isascii() and value.isdigit() and len(value) <= 19 and 0 < int(value) <= _BIGGEST_ID:
+    if value.isascii() and value.isdigit() and value[0] != "0" and int(value[:20]) <= _BIGGEST_ID:
         return int(value)
     raise TurnstoneError(ErrorCode.SESSION_NOT_FOUND, "There is no such session.")
 

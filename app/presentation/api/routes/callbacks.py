@@ -10,21 +10,23 @@ from app.core.errors import ErrorCode, TurnstoneError
 from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
-from app.presentation.api.paging import Cursor, Limit, page
+from app.presentation.api.paging import Cursor, Limit, or_absent, page
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import CallbackBody, FeedItem, Page
 from app.presentation.schemas.frames import session_id_of
 
-FeedCursor = Annotated[str, Query(pattern=r"^[0-9]{1,18}(-[0-9]{1,18})?$", description="the last item's `cursor`")]
+FeedCursor = Annotated[
+    str, Query(pattern=r"^[0-9]{1,18}(-[0-9]{1,18})?$", description="the last item's `cursor`"), or_absent("0-0")
+]
 
 router = APIRouter(prefix="/api/callbacks", responses=PROBLEMS, tags=["callbacks"])
 
 
 @router.get("")
 async def list_callbacks(
-    status: CallbackStatusEnum | None = None,
-    kind: Annotated[str | None, Query(alias="type", max_length=32, pattern="^[a-z_]*$")] = None,
-    session_id: Annotated[str | None, Query(max_length=64)] = None,
+    status: Annotated[CallbackStatusEnum | None, or_absent()] = None,
+    kind: Annotated[str | None, Query(alias="type", max_length=32, pattern="^[a-z_]*$"), or_absent()] = None,
+    session_id: Annotated[str | None, Query(max_length=64), or_absent()] = None,
     cursor: Cursor = 0,
     limit: Limit = 100,
 ) -> Page[CallbackBody]:

@@ -15,18 +15,33 @@ from sqlalchemy.pool import QueuePool
 
 from app.application.resources import Resources
 from app.core import metrics
+from app.core.errors import ErrorCode, TurnstoneError
 from app.infrastructure.persistence.migrate import wanted_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
 from app.infrastructure.repositories.callback_repository import CallbackRepository
+from app.presentation.api.problems import problem
+from app.presentation.schemas.bodies import Problem
 
 router = APIRouter(tags=["health"])
 
 
 class Readiness(BaseModel):
-    """Whether turns can be taken, and what was looked at."""
+    """Turns can be taken; what was looked at."""
 
-    status: Literal["ready", "not ready"]
+    status: Literal["ready"] = "ready"
     checks: dict[str, bool]
+
+
+class NotReady(Problem):
+    """A problem; ``checks`` says which."""
+
+    checks: dict[str, bool]
+
+
+_NOT_READY = {
+    "description": "Not ready; `checks` says why",
+    "content": {"application/problem+json": {"schema": NotReady.model_json_schema()}},
+}
 
 
 @router.get("/healthz")
@@ -35,8 +50,8 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready; `checks` says why"}})
-async def readyz(request: Request, response: Response) -> Readiness:
+@router.get("/readyz", responses={503: _NOT_READY}, response_model=Readiness)
+async def readyz(request: Request) -> Readiness | Response:
     """Whether turns can be taken now: the database is there, its schema is this version's, the model can be asked."""
     resources: Resources = request.app.state.resources
     database, migrations = await _database(resources.settings.database.timeout_s)
@@ -47,9 +62,9 @@ async def readyz(request: Request, response: Response) -> Readiness:
         "accepting": not resources.runner.draining,
     }
     if all(checks.values()):
-        return Readiness(status="ready", checks=checks)
-    response.status_code = 503
-    return Readiness(status="not ready", checks=checks)
+        return Readiness(checks=checks)
+    missing = ", ".join(name for name, passed in checks.items() if not passed)
+    return problem(TurnstoneError(ErrorCode.OVERLOADED, f"Not ready: {missing}."), checks=checks)
 
 
 async def _database(timeout_s: float) -> tuple[bool, bool]:
