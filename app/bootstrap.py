@@ -180,7 +180,7 @@ async def _start_service(
     stack.push_async_callback(runner.drain, settings.shutdown_grace_s)
     _tune_garbage_collector()
     service = EvalService(runner, generations, state, tails, lambda: lease.token)
-    return Resources(settings, database, opened, runner, relay, service)
+    return Resources(settings, database, opened, runner, relay, service, on_settled)
 
 
 async def _take_lease(stack: AsyncExitStack, lease: Lease, recovery: Recovery) -> None:

@@ -360,6 +360,10 @@ async def test_callbacks_can_be_listed_filtered_paged_and_replayed_over_rest(ser
         assert core.deliveries[-1].id == failed["id"]
         assert core.deliveries[-1].body == failed["payload"]
 
+        shown = await client.get(f"/api/callbacks/{failed['id']}")
+        assert (shown.status_code, shown.json()["id"]) == (200, failed["id"])
+        for path in ("/api/callbacks/evt_none", "/api/callbacks/%00"):
+            assert problem_of(await client.get(path))["code"] == "not_found"
         for path in ("/api/callbacks/evt_none/replay", "/api/callbacks/%00/replay"):
             missing = await client.post(path)
             assert (missing.status_code, problem_of(missing)["code"]) == (404, "not_found")

@@ -491,7 +491,6 @@ def test_a_filter_without_a_value_is_none(rest: httpx.Client) -> None:
     assert ids("/api/callbacks")
     assert ids("/api/callbacks?status=&type=&session_id=") == ids("/api/callbacks")
     assert rest.get("/api/sessions?exam_id=&participant_id=").json() == rest.get("/api/sessions").json()
-    assert ids("/api/callbacks/events?after=") == ids("/api/callbacks/events")
 
 
 def test_a_session_has_one_spelling(rest: httpx.Client) -> None:

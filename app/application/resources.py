@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.application.services.callback_relay import CallbackRelay
@@ -14,7 +15,10 @@ from app.infrastructure.persistence.session import Database
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Everything that is open in this process and that requests need."""
+    """Everything that is open in this process and that requests need.
+
+    ``wake_delivery`` tells whoever delivers callbacks, here or in another process, that there is something to send.
+    """
 
     settings: Settings
     database: Database
@@ -22,3 +26,4 @@ class Resources:
     runner: TurnRunner
     relay: CallbackRelay
     service: EvalService
+    wake_delivery: Callable[[], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import Query
 from pydantic import BeforeValidator
@@ -14,11 +14,8 @@ Row = TypeVar("Row")
 Item = TypeVar("Item")
 
 
-def or_absent(default: Any = None) -> BeforeValidator:
-    """A filter without a value, ``?name=``, is none."""
-    return BeforeValidator(lambda value: default if value == "" else value)
-
-
+EMPTY_IS_NONE = BeforeValidator(lambda value: None if value == "" else value)
+"""A filter without a value, ``?name=``, is none."""
 Cursor = Annotated[int, Query(ge=0, le=2**63 - 1, description="`next` of the part before")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 

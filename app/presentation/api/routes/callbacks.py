@@ -5,28 +5,36 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
+from pydantic import AfterValidator
 
 from app.core.errors import ErrorCode, TurnstoneError
-from app.infrastructure.persistence.models import CallbackStatusEnum
+from app.infrastructure.persistence.models import Callback, CallbackStatusEnum, PromptSession
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
-from app.presentation.api.paging import Cursor, Limit, or_absent, page
+from app.presentation.api.paging import EMPTY_IS_NONE, Cursor, Limit, page
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import CallbackBody, FeedItem, Page
 from app.presentation.schemas.frames import session_id_of
 
-FeedCursor = Annotated[
-    str, Query(pattern=r"^[0-9]{1,18}(-[0-9]{1,18})?$", description="the last item's `cursor`"), or_absent("0-0")
-]
+FeedCursor = Annotated[str, Query(pattern=r"^[0-9]{1,18}(-[0-9]{1,18})?$", description="the last item's `cursor`")]
+
+
+def _no_nul(event_id: str) -> str:
+    if "\x00" in event_id:
+        raise TurnstoneError(ErrorCode.NOT_FOUND, "There is no such callback.")
+    return event_id
+
+
+EventId = Annotated[str, Path(max_length=64), AfterValidator(_no_nul)]
 
 router = APIRouter(prefix="/api/callbacks", responses=PROBLEMS, tags=["callbacks"])
 
 
 @router.get("")
 async def list_callbacks(
-    status: Annotated[CallbackStatusEnum | None, or_absent()] = None,
-    kind: Annotated[str | None, Query(alias="type", max_length=32, pattern="^[a-z_]*$"), or_absent()] = None,
-    session_id: Annotated[str | None, Query(max_length=64), or_absent()] = None,
+    status: Annotated[CallbackStatusEnum | None, EMPTY_IS_NONE] = None,
+    kind: Annotated[str | None, Query(alias="type", max_length=32, pattern="^[a-z_]*$"), EMPTY_IS_NONE] = None,
+    session_id: Annotated[str | None, Query(max_length=64), EMPTY_IS_NONE] = None,
     cursor: Cursor = 0,
     limit: Limit = 100,
 ) -> Page[CallbackBody]:
@@ -59,14 +67,25 @@ async def feed(after: FeedCursor = "0-0", limit: Limit = 100) -> Page[FeedItem]:
     return Page(items=items[:limit], next=items[limit - 1].cursor if len(items) > limit else None)
 
 
+@router.get("/{event_id}")
+async def show_callback(event_id: EventId) -> CallbackBody:
+    """One callback."""
+    async with get_db_context() as db:
+        return CallbackBody.of(*_found(await CallbackRepository(db).get(event_id)))
+
+
 @router.post("/{event_id}/replay", status_code=202)
-async def replay(event_id: Annotated[str, Path(max_length=64)], request: Request) -> CallbackBody:
+async def replay(event_id: EventId, request: Request) -> CallbackBody:
     """Send a callback once more, with all its tries, whatever became of it; its id stays the same."""
     async with get_db_context() as db:
         callbacks = CallbackRepository(db)
-        if "\x00" in event_id or await callbacks.replay(event_id) is None:
-            raise TurnstoneError(ErrorCode.NOT_FOUND, "There is no such callback.")
-        found = await callbacks.get(event_id)
-    assert found is not None, "it has just been there"
-    request.app.state.resources.relay.wake()
+        await callbacks.replay(event_id)
+        found = _found(await callbacks.get(event_id))
+    request.app.state.resources.wake_delivery()
     return CallbackBody.of(*found)
+
+
+def _found(callback: tuple[Callback, PromptSession] | None) -> tuple[Callback, PromptSession]:
+    if callback is None:
+        raise TurnstoneError(ErrorCode.NOT_FOUND, "There is no such callback.")
+    return callback

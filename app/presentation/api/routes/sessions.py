@@ -13,7 +13,7 @@ from app.infrastructure.persistence.models import PromptSession
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnRepository
-from app.presentation.api.paging import Cursor, Limit, or_absent, page
+from app.presentation.api.paging import EMPTY_IS_NONE, Cursor, Limit, page
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import (
     ExamBody,
@@ -45,7 +45,7 @@ router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["sessions"])
 
 SessionId = Annotated[str, Path(max_length=64)]
 Id = Annotated[int, Path(gt=0, le=2**63 - 1)]
-IdFilter = Annotated[int | None, Query(gt=0, le=2**63 - 1), or_absent()]
+IdFilter = Annotated[int | None, Query(gt=0, le=2**63 - 1), EMPTY_IS_NONE]
 
 
 @router.post("/sessions", status_code=201, responses={200: {"model": SessionBody, "description": "The active session"}})
