@@ -160,7 +160,7 @@ async def _start_service(
     model = Model(opened.client, opened.counter, opened.max_output_tokens, opened.history_tokens)
     guard = policy_refusing(frozenset(map(GuardLabel, settings.guard.refuse)))
     generations = Generations(build_graph(), model.client, guard)
-    runner = TurnRunner(model, state, held=held, on_settled=on_settled)
+    runner = TurnRunner(model, state, most_turns=settings.limits.turns, held=held, on_settled=on_settled)
     recovery = Recovery(model.counter, model.history_tokens, held=held, on_settled=on_settled)
     lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=runner.disown)
     tails = Tails(state)

@@ -14,7 +14,7 @@ from app.core.settings import Settings
 from app.presentation.api import problems
 from app.presentation.api.auth import Gate
 from app.presentation.api.limits import BodyLimit
-from app.presentation.api.routes import callbacks, chat, health, pages, sessions
+from app.presentation.api.routes import callbacks, chat, events, health, pages, sessions
 
 
 def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
@@ -23,7 +23,7 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_resources(settings, say=say) as resources:
-            app.state.resources = resources
+            app.state.resources, app.state.places = resources, chat.Places()
             yield
 
     app = FastAPI(
@@ -39,7 +39,7 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.limits.frame_bytes)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(problems.LastResort)  # added last, it stands first
-    for router in (chat.router, sessions.router, callbacks.router, health.router, pages.router):
+    for router in (chat.router, events.router, sessions.router, callbacks.router, health.router, pages.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     return app

@@ -24,11 +24,13 @@ PROTECTED = [
     ("GET", "/api/sessions/1"),
     ("GET", "/api/sessions/1/messages"),
     ("POST", "/api/sessions/1/turns/t1/cancel"),
+    ("GET", "/api/sessions/1/turns/t1/events"),
     ("POST", "/api/sessions/1/end"),
     ("PUT", "/api/exams/1"),
     ("GET", "/api/exams/1"),
     ("GET", "/api/callbacks"),
     ("GET", "/api/callbacks/events"),
+    ("GET", "/api/callbacks/evt_1"),
     ("POST", "/api/callbacks/evt_1/replay"),
     ("POST", "/api/render"),
 ]

@@ -398,7 +398,7 @@ async def test_a_turn_is_read_as_events_by_whoever_takes_his_time_wherever_it_ru
     started = asyncio.Event()
     runs_here = service.resources.service
     model = service.resources.runner.model
-    runner = TurnRunner(model, StateRepository(), held=False, on_settled=lambda: None)
+    runner = TurnRunner(model, StateRepository(), most_turns=10, held=False, on_settled=lambda: None)
     generations = Generations(build_graph(), model.client, policy_refusing(frozenset()))
     runs_elsewhere = EvalService(runner, generations, StateRepository(), Tails(StateRepository()), lambda: 0)
 

@@ -109,6 +109,7 @@ def test_document_knows_every_call_of_the_contract(service: Service) -> None:
         ("GET", "/api/sessions/{session_id}"),
         ("GET", "/api/sessions/{session_id}/messages"),
         ("POST", "/api/sessions/{session_id}/turns/{turn_id}/cancel"),
+        ("GET", "/api/sessions/{session_id}/turns/{turn_id}/events"),
         ("POST", "/api/sessions/{session_id}/end"),
         ("PUT", "/api/exams/{exam_id}"),
         ("GET", "/api/exams/{exam_id}"),

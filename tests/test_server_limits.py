@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Callable
 
+import httpx
 import pytest
 import websockets
 
@@ -49,3 +50,42 @@ async def test_a_client_that_never_reads_again_is_let_go(
     async with connect(service.url) as client:
         await client.send(type="cancel", turn_id="t1", session_id=seen.session_id)
         assert (await client.until("cancelled"))["turn_id"] == "t1"
+
+
+async def test_a_connection_too_many_is_closed_with_4503_and_the_others_go_on(start: Callable[..., Service]) -> None:
+    service = start(limits={"connections": 2})
+    async with connect(service.url) as first, connect(service.url) as second:
+        assert (await first.ask("hello", **new_pair())).end["type"] == "done"
+        async with connect(service.url) as third:
+            with pytest.raises(websockets.ConnectionClosed):
+                await third.receive()
+            assert third.connection.close_code == 4503
+        await second.send(type="ping")
+        assert await second.receive() == {"type": "pong"}
+        first.drop()
+        await asyncio.to_thread(wait_until, lambda: service.app.state.places.taken == 1)
+        async with connect(service.url) as fourth:
+            assert (await fourth.ask("hello", **new_pair())).end["type"] == "done"
+
+
+async def test_a_turn_too_many_is_refused_and_one_that_is_known_is_not(
+    start: Callable[..., Service], provider: Provider
+) -> None:
+    service = start(limits={"turns": 1})
+    provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
+    pair = new_pair()
+    async with connect(service.url) as client, httpx.AsyncClient(base_url=service.url) as rest:
+        await client.send(message="hello", turn_id="t1", **pair)
+        await client.until("delta")
+        await client.send(message="hello", turn_id="t2", **new_pair())
+        refused = await client.until("error")
+        assert (refused["code"], refused["turn_id"], refused["retryable"]) == ("overloaded", "t2", True)
+        answer = await rest.post("/api/chat/message", json={"message": "hello", **new_pair()})
+        assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
+        async with connect(service.url) as other:
+            await other.send(message="hello", turn_id="t1", **pair)
+            assert (await other.until("started"))["turn"] == 1
+        await client.send(type="cancel", turn_id="t1")
+        await client.until("cancelled")
+        assert (await client.ask("hello", "t3", **new_pair())).end["type"] == "done"
+    assert len(provider.requests) == 2

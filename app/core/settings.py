@@ -156,10 +156,12 @@ class GuardSettings(_Section):
 
 
 class LimitSettings(_Section):
-    """Sizes beyond which input is refused."""
+    """Sizes beyond which input is refused, and what one process takes on at most."""
 
     message_chars: int = Field(32_000, ge=1)
     frame_bytes: int = Field(4_194_304, ge=1024)
+    connections: int = Field(10_000, ge=1, description="WebSockets one process serves; a further one is closed (4503)")
+    turns: int = Field(1_000, ge=1, description="turns one process runs; a further one is refused (`overloaded`)")
 
 
 class Settings(BaseSettings):
@@ -182,7 +184,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "json"
     shutdown_grace_s: float = Field(10.0, ge=0, le=86_400, description="how long running turns may go on after SIGTERM")
     flush_interval_s: float = Field(0.25, gt=0, le=5)
-    lease_s: float = Field(8.0, gt=0, le=15, description="an owner unheard of for this long has lost its turns")
+    lease_s: float = Field(6.0, gt=0, le=15, description="an owner unheard of for this long has lost its turns")
 
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy.exc import IntegrityError
 
@@ -97,14 +98,10 @@ class TurnStream:
 
     async def __aiter__(self) -> AsyncIterator[Started | Piece | Ending]:
         attached = await self
-        reader = _Waiting()
-        attached.log.attach(reader)  # at once: a turn of another process is followed only while somebody reads it
-        try:
+        with held(attached.log):
             yield attached.started
             async for event in read(attached.log):
                 yield event
-        finally:
-            attached.log.detach(reader)
 
 
 class EvalService:
@@ -195,7 +192,7 @@ class EvalService:
         arrived_at = time.monotonic()
         async with _database_errors():
             for _ in range(_TRIES_TO_START):
-                begun = None if self._runner.draining else await self._begin(command)
+                begun = None if self._runner.refusal() else await self._begin(command)
                 if begun is not None:
                     attached = self._run(*begun, arrived_at)
                     await asyncio.sleep(0)  # the model's request goes out first, and then what the client is told
@@ -317,8 +314,9 @@ class EvalService:
                 raise TurnstoneError(ErrorCode.SESSION_ENDED, "The session has ended.")
             if in_the_way:
                 raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering another message.")
-            if self._runner.draining:
-                raise TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
+            refusal = self._runner.refusal()
+            if refusal is not None:
+                raise refusal
         return None
 
     async def _stored(self, session_id: int, turn_id: TurnId) -> PromptTurn:
@@ -365,13 +363,36 @@ class _Waiting:
     def wake(self) -> None:
         self._event.set()
 
-    async def wait(self) -> None:
-        await self._event.wait()
+    async def wait(self, patience_s: float | None = None) -> bool:
+        """Wait for news; ``False`` where there are none for so long."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._event.wait()
+        except TimeoutError:
+            return False
         self._event.clear()
+        return True
 
 
-async def read(log: TurnLog, after_seq: int = 0) -> AsyncIterator[Piece | Ending]:
-    """A log's events after ``after_seq``, up to and with its ending."""
+@contextmanager
+def held(log: TurnLog) -> Iterator[None]:
+    """Read a log and make nothing of it: one of another process grows only for as long as somebody reads it."""
+    reader = _Waiting()
+    log.attach(reader)
+    try:
+        yield
+    finally:
+        log.detach(reader)
+
+
+@overload
+def read(log: TurnLog, after_seq: int = 0) -> AsyncIterator[Piece | Ending]: ...
+@overload
+def read(log: TurnLog, after_seq: int = 0, *, heartbeat_s: float) -> AsyncIterator[Piece | Ending | None]: ...
+async def read(
+    log: TurnLog, after_seq: int = 0, *, heartbeat_s: float | None = None
+) -> AsyncIterator[Piece | Ending | None]:
+    """A log's events after ``after_seq``, up to and with its ending; ``None`` after each ``heartbeat_s`` of silence."""
     reader = _Waiting()
     log.attach(reader)
     try:
@@ -383,8 +404,8 @@ async def read(log: TurnLog, after_seq: int = 0) -> AsyncIterator[Piece | Ending
             elif log.ending is not None:
                 yield log.ending
                 return
-            else:
-                await reader.wait()
+            elif not await reader.wait(heartbeat_s):
+                yield None
     finally:
         log.detach(reader)
 

@@ -22,7 +22,7 @@ from app.application.turns.ending import (
 from app.application.turns.running import RunningTurn
 from app.application.turns.settlement import NotOursError, settle
 from app.core import metrics
-from app.core.errors import ModelError
+from app.core.errors import ErrorCode, ModelError, TurnstoneError
 from app.core.logging import place_of
 from app.domain.conversation import Usage
 from app.domain.model_client import ModelClient, ModelRequest
@@ -56,6 +56,7 @@ class TurnRunner:
     Args:
         model: what answers.
         state: the live-turn store, where running turns are found.
+        most_turns: how many may run at once.
         held: callbacks are held, because no receiver is set.
         on_settled: called after each commit that may have recorded callbacks.
     """
@@ -65,17 +66,27 @@ class TurnRunner:
         model: Model,
         state: StateRepository,
         *,
+        most_turns: int,
         held: bool,
         on_settled: Callable[[], None],
     ) -> None:
         self.model = model
         self._state = state
+        self._most_turns = most_turns
         self._held = held
         self._on_settled = on_settled
         self._turns: dict[TurnKey, RunningTurn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[int] = set()
         self.draining = False
+
+    def refusal(self) -> TurnstoneError | None:
+        """Why no further turn can be started here just now; ``None`` where one can."""
+        if self.draining:
+            return TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
+        if len(self._turns) >= self._most_turns:
+            return TurnstoneError(ErrorCode.OVERLOADED, "The service is full; try again in a moment.")
+        return None
 
     def start(self, turn: RunningTurn) -> None:
         """Run a turn whose start is committed."""

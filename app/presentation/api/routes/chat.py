@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -44,6 +46,7 @@ router = APIRouter()
 _AUTH_WITHIN_S = 5.0
 _UNAUTHENTICATED = 4401
 _FORBIDDEN = 4403
+_FULL = 4503
 _MOST_REMEMBERED = 256
 """Ended turns that a connection remembers."""
 
@@ -74,12 +77,33 @@ async def chat(websocket: WebSocket) -> None:
     settings: Settings = websocket.app.state.resources.settings
     subprotocol = SUBPROTOCOL if SUBPROTOCOL in websocket.scope.get("subprotocols", ()) else None
     await websocket.accept(subprotocol=subprotocol)
+    places: Places = websocket.app.state.places
     try:
-        if await _let_in(websocket, settings):
-            with metrics.SOCKETS.track_inprogress():
+        if places.taken >= settings.limits.connections:
+            await websocket.close(_FULL, "The service is full; try again in a moment.")
+            return
+        with places.take():
+            if await _let_in(websocket, settings):
                 await Conversation(websocket, websocket.app.state.resources.service, settings).run()
     except WebSocketDisconnect:
         return
+
+
+class Places:
+    """Counts the connections that are being served."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Take a place, for as long as the block lasts."""
+        self.taken += 1
+        try:
+            with metrics.SOCKETS.track_inprogress():
+                yield
+        finally:
+            self.taken -= 1
 
 
 async def _let_in(websocket: WebSocket, settings: Settings) -> bool:
