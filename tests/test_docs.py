@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from app.core.settings import Settings
 from app.presentation.schemas.frames import parse
@@ -229,3 +230,13 @@ def test_metrics_of_the_operations_page_exist(service: Service) -> None:
     assert len(named) > 10
     for name in named:
         assert re.search(rf"^# TYPE {name.removesuffix('_total')}", exposed, re.MULTILINE), name
+
+
+def test_deployments_set_what_there_is_to_set() -> None:
+    known = documented_settings()
+    files = [ROOT / "deploy/Dockerfile", ROOT / "deploy/compose.yaml", *(ROOT / "deploy/kubernetes").iterdir()]
+    for file in files:
+        names = set(re.findall(r"TURNSTONE_[A-Z_]+", file.read_text()))
+        assert names and names <= set(known), file.name
+        if file.suffix == ".yaml":
+            assert all(isinstance(part, dict) for part in yaml.safe_load_all(file.read_text()))
