@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 
 import pytest
+import trustme
 
 from app.infrastructure.llm import http_stream
 from app.infrastructure.llm.http_stream import (
@@ -301,3 +304,26 @@ async def test_closing_ends_what_is_under_way_without_a_word_in_the_log(
     with pytest.raises(ExchangeError):
         await asking
     assert caplog.records == []
+
+
+async def test_tls_is_spoken_with_a_server_whose_certificate_is_trusted_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(ours)
+    peer = Peer()
+    peer.scripts = [[CHUNKED + b"3\r\nabc\r\n", PAUSE, b"3\r\ndef\r\n0\r\n\r\n"]]
+    server = await asyncio.start_server(peer.serve, "127.0.0.1", 0, ssl=ours)
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}/v1/chat"
+    stranger = StreamingHttp(url, {}, timeout_s=WAIT_S)
+    with pytest.raises(NoConnectionError, match="SSLCertVerificationError"):
+        await post(stranger, Taken())
+    await stranger.aclose()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    client, answer = StreamingHttp(url, {}, timeout_s=WAIT_S), Taken()
+    assert await post(client, answer) is False
+    assert (answer.status, answer.body) == (200, b"abcdef")
+    await client.aclose()
+    server.close()
