@@ -6,7 +6,7 @@ READY  := .venv/.ready
 UV     := .uv/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve worker migrate doctor test test-fast check format bench lock clean
+.PHONY: help install demo serve worker migrate doctor test test-fast check format bench torture lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ check: $(READY) ## lint, format, types and layers
 format: $(READY) ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+torture: $(READY) ## kill, restart and cut at random instants, and check every promise (ARGS="--seconds 600 --seed 2")
+	$(BIN)/python -m torture $(ARGS)
 
 bench: $(READY) ## measure against the usual way, in one run (ARGS="--quick" for a short one)
 	$(BIN)/python -m bench $(ARGS)

@@ -131,11 +131,15 @@ class FakeCore(AppThread):
         else:
             self.session_defaults[str(session_id)] = answer
 
-    def reset(self) -> None:
-        """Forget what came and what was told."""
+    def reset_answers(self) -> None:
+        """Forget what was told: accept whatever comes."""
         self.default = Answer()
         self.session_defaults.clear()
         self._queues.clear()
+
+    def reset(self) -> None:
+        """Forget what came and what was told."""
+        self.reset_answers()
         self.deliveries.clear()
 
     def wait_for(self, what: int | Predicate, timeout: float = WAIT_S) -> list[Delivery]:
