@@ -1,0 +1,189 @@
+"""A turn belongs to the service, not to a process: the same on the other one, with Redis and without."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from app.core.settings import Settings
+from tests.conftest import Rows, change
+from tests.support.chat import TERMINAL, Command, connect, environment, new_pair
+from tests.support.core import FakeCore
+from tests.support.provider import Provider, Script
+from tests.support.redis_server import RedisServer
+from tests.support.service import Service, running
+
+WAIT_S = 30.0
+HANGING = Script(pieces=("so ", "far ", "never"), ending="hang", ending_at=2, piece_delay_s=0.02)
+
+
+@pytest.fixture(params=["without Redis", "with Redis"])
+def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]:
+    if request.param == "without Redis":
+        yield None
+    else:
+        with RedisServer() as server:
+            yield server
+
+
+@pytest.fixture
+def both(start: Callable[..., Service], redis: RedisServer | None) -> tuple[Service, Service]:
+    """Two services with pools, leases and live turns of their own, on one database."""
+    sections: dict[str, Any] = {"redis": {"url": redis.url}} if redis is not None else {}
+    return start(**sections), start(**sections)
+
+
+async def begin(service: Service, turn_id: str = "t1", **pair: int) -> str:
+    """Start a turn and leave; returns its session."""
+    async with connect(service.url) as chat:
+        await chat.send(message="hello", turn_id=turn_id, **(pair or new_pair()))
+        session_id: str = (await chat.until("started"))["session_id"]
+    return session_id
+
+
+async def test_complaint_13_a_socket_cut_after_every_frame_goes_on_at_the_other_process(
+    both: tuple[Service, Service], provider: Provider, rows: Rows
+) -> None:
+    script = Script(pieces=[f"낱말{i} 🐦 " for i in range(20)], piece_delay_s=0.05)
+    provider.next(script)
+    session_id = await begin(both[0])
+    text, last, cuts = "", 0, 0
+    while True:
+        async with connect(both[cuts % 2].url) as chat:
+            await chat.send(type="resume", session_id=session_id, turn_id="t1", after_seq=last)
+            frame = await chat.receive(WAIT_S)
+        if frame["type"] in TERMINAL:
+            break
+        assert frame.get("first_seq", frame["seq"]) == last + 1
+        text, last, cuts = text + frame["content"], frame["seq"], cuts + 1
+    assert (frame["type"], text) == ("done", script.text)
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"] == text
+    for after in range(last + 1):
+        async with connect(both[after % 2].url) as chat:
+            await chat.send(type="resume", session_id=session_id, turn_id="t1", after_seq=after)
+            seen = await chat.turn(after_seq=after)
+        assert seen.text == "".join(script.pieces[after:])
+        assert seen.end == frame
+
+
+async def test_complaint_14_fifty_racing_copies_on_two_processes_are_one_turn(
+    settings: Settings, redis: RedisServer | None, provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    if redis is not None:
+        settings = change(settings, redis={"url": redis.url})
+    env = environment(settings, TURNSTONE_PORT="0")
+    with running(Command("serve", env=env)) as one, running(Command("serve", env=env)) as other:
+        for process in (one, other):
+            await asyncio.to_thread(process.wait_ready)
+        await _race((one.url, other.url), provider, core, rows)
+
+
+async def _race(urls: tuple[str, str], provider: Provider, core: FakeCore, rows: Rows) -> None:
+    provider.default = script = Script(pieces=[f"w{i} " for i in range(20)], piece_delay_s=0.05)
+    pair = new_pair()
+
+    async def by_socket(url: str) -> tuple[str, str]:
+        async with connect(url) as chat:
+            seen = await chat.ask("hello", "t1", **pair)
+        return seen.end["type"], seen.text
+
+    async def by_rest(url: str) -> tuple[str, str]:
+        async with httpx.AsyncClient(base_url=url, timeout=WAIT_S) as http:
+            said = (await http.post("/api/chat/message", json={"message": "hello", "turn_id": "t1", **pair})).json()
+        return said.get("finish_reason", said), said.get("ai_message")
+
+    copies = [kind(urls[n % 2]) for n in range(25) for kind in (by_socket, by_rest)]
+    answers = Counter(await asyncio.gather(*copies))
+    assert answers == {("done", script.text): 25, ("stop", script.text): 25}
+    await core.reaches(2)
+    assert len(provider.requests) == 1
+    assert rows.one("SELECT count(*) AS n FROM prompt_turns")["n"] == 1
+    assert rows.one("SELECT count(*) AS n FROM prompt_messages")["n"] == 2
+    assert Counter(event.type for event in core.events()) == {"usage": 1, "message_response": 1}
+
+
+async def test_complaint_02_stop_reaches_the_process_that_holds_the_turn(
+    both: tuple[Service, Service], provider: Provider, rows: Rows
+) -> None:
+    waits = []
+    for number in range(10):
+        provider.next(HANGING)
+        session_id = await begin(both[number % 2])
+        async with connect(both[1 - number % 2].url) as chat:
+            await chat.send(type="resume", session_id=session_id, turn_id="t1", after_seq=0)
+            await chat.until("delta")
+            asked = time.monotonic()
+            await chat.send(type="cancel", session_id=session_id, turn_id="t1")
+            await chat.until("cancelled")
+        closed = provider.requests[-1].ended_at
+        assert closed is not None
+        waits.append(closed - asked)
+    assert max(waits) < WAIT_S / 3, waits
+    assert {row["status"] for row in rows("SELECT status FROM prompt_turns")} == {"cancelled"}
+
+
+async def test_complaint_03_stop_works_while_redis_is_away(
+    start: Callable[..., Service], provider: Provider, rows: Rows
+) -> None:
+    with RedisServer() as redis:
+        here, there = start(redis={"url": redis.url}), start(redis={"url": redis.url})
+        for hurt in (redis.freeze, redis.kill):
+            provider.next(HANGING)
+            session_id = await begin(here)
+            async with connect(there.url) as chat:
+                await chat.send(type="resume", session_id=session_id, turn_id="t1", after_seq=0)
+                await chat.until("delta")
+                hurt()
+                await chat.send(type="cancel", session_id=session_id, turn_id="t1")
+                assert (await chat.until("cancelled", WAIT_S))["turn_id"] == "t1"
+            if hurt == redis.freeze:
+                redis.thaw()
+    assert {row["status"] for row in rows("SELECT status FROM prompt_turns")} == {"cancelled"}
+
+
+async def test_complaint_10_after_coming_back_elsewhere_a_running_answer_can_be_stopped(
+    both: tuple[Service, Service], provider: Provider
+) -> None:
+    provider.next(HANGING)
+    pair = new_pair()
+    await begin(both[0], **pair)
+    async with connect(both[1].url) as chat:
+        await chat.send(message="hello", turn_id="t1", **pair)  # a page that was loaded anew sends what it had
+        assert (await chat.until("started"))["turn"] == 1
+        await chat.until("delta")
+        await chat.send(type="cancel", turn_id="t1")
+        assert (await chat.until("cancelled"))["turn"] == 1
+    assert len(provider.requests) == 1
+
+
+async def test_complaint_11_rejoining_an_ended_turn_ends(both: tuple[Service, Service], provider: Provider) -> None:
+    pair = new_pair()
+    async with connect(both[0].url) as chat:
+        ended = await chat.ask("hello", "t1", **pair)
+    for service in both:
+        async with connect(service.url) as chat:
+            await chat.send(type="resume", session_id=ended.session_id, turn_id="t1", after_seq=ended.last_seq)
+            assert (await chat.receive())["type"] == "done"
+            again = await chat.ask("hello", "t1", **pair)
+            assert (again.text, again.end) == (ended.text, ended.end)
+    assert len(provider.requests) == 1
+
+
+async def test_one_running_turn_per_session_on_all_processes(both: tuple[Service, Service], provider: Provider) -> None:
+    provider.next(HANGING)
+    pair = new_pair()
+    session_id = await begin(both[0], **pair)
+    async with connect(both[1].url) as chat:
+        await chat.send(message="another", turn_id="t2", **pair)
+        assert (await chat.until("error"))["code"] == "turn_in_progress"
+        await chat.send(message="other words", turn_id="t1", **pair)
+        assert (await chat.until("error"))["code"] == "turn_id_conflict"
+        await chat.send(type="cancel", session_id=session_id, turn_id="t1")
+        await chat.until("cancelled")
+        assert (await chat.ask("another", "t2", **pair)).end["type"] == "done"
