@@ -68,9 +68,9 @@ def password_url(postgres: str, scratch: Path) -> Iterator[str]:
         connection.execute("DROP ROLE asked")
 
 
-def refused(command: str, env: dict[str, str]) -> str:
+def refused(command: str, env: dict[str, str], cwd: Path | None = None) -> str:
     """What ``command`` says when it ends with exit code 1, in one line and a remedy."""
-    with running(Command(command, env=env)) as process:
+    with running(Command(command, env=env, cwd=cwd)) as process:
         assert isinstance(process, Command)
         code, output = process.ended()
     assert code == 1, output
@@ -100,7 +100,11 @@ def refused(command: str, env: dict[str, str]) -> str:
         ("LLM__MODEL", "foo:bar", "foo:bar"),
         ("LLM__API_KEY", f"{HIDDEN}\n", "TURNSTONE_LLM__API_KEY: must be of printable"),
         ("LLM__TIMEOUT_S", "inf", "TURNSTONE_LLM__TIMEOUT_S"),
-        ("LLM__MODLE", "local", "TURNSTONE_LLM__MODLE"),
+        ("LLM__MODLE", "local", "TURNSTONE_LLM__MODLE is not a setting; TURNSTONE_LLM__MODEL is meant"),
+        ("LLM_MODEL", "local", "TURNSTONE_LLM_MODEL is not a setting; TURNSTONE_LLM__MODEL is meant"),
+        ("CALLBACK_URL", HIDDEN, "TURNSTONE_CALLBACK_URL is not a setting; TURNSTONE_CALLBACKS__URL is meant"),
+        ("TYPO", HIDDEN, "TURNSTONE_TYPO is not a setting."),
+        ("LLM", '{"modle": "local"}', "TURNSTONE_LLM__MODLE: is not a setting"),
         ("CALLBACKS__URL", "core.example", "TURNSTONE_CALLBACKS__URL: must start with http"),
         ("CALLBACKS__URL", "http://:80/", "TURNSTONE_CALLBACKS__URL: names no host"),
         ("CALLBACKS__RETRY_DELAYS_S", "[1,", "TURNSTONE_CALLBACKS__RETRY_DELAYS_S: must be a JSON list"),
@@ -111,6 +115,9 @@ def refused(command: str, env: dict[str, str]) -> str:
         ("CALLBACKS__SIGNING_SECRET", f"whsec_!{HIDDEN}", "TURNSTONE_CALLBACKS__SIGNING_SECRET: must be a Standard"),
         ("CALLBACKS__SIGNING_SECRET", "whsec_", "TURNSTONE_CALLBACKS__SIGNING_SECRET: must be a Standard Webhooks"),
         ("CALLBACKS", HIDDEN, "TURNSTONE_CALLBACKS"),
+        ("GUARD__REFUSE", HIDDEN, 'TURNSTONE_GUARD__REFUSE: must be a JSON list, such as ["PROMPT_EXFILTRATION"'),
+        ("GUARD__REFUSE", '{"a": 1}', "TURNSTONE_GUARD__REFUSE: must be a JSON list, such as"),
+        ("GUARD__REFUSE", f'["{HIDDEN}"]', "TURNSTONE_GUARD__REFUSE: must be 'PROMPT_EXFILTRATION' or"),
         ("AUTH__MODE", "token", "TURNSTONE_AUTH__MODE=token needs TURNSTONE_AUTH__API_KEY"),
         ("HOST", "0.0.0.0", "TURNSTONE_AUTH__MODE=open"),
         ("HOST", "::", "TURNSTONE_AUTH__MODE=open"),
@@ -122,6 +129,25 @@ def test_a_setting_that_cannot_work_is_named_and_nothing_starts(
 ) -> None:
     env[f"TURNSTONE_{name}"] = value
     assert said in refused("serve", env)
+
+
+def test_a_misspelt_variable_in_the_env_file_is_named_too(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"EDITOR=vi\nTURNSTONE_LLM_API_KEY={HIDDEN}\nTURNSTONE_TYPO=1\n")
+    said = refused("serve", env, tmp_path)
+    assert "TURNSTONE_LLM_API_KEY is not a setting; TURNSTONE_LLM__API_KEY is meant" in said
+    assert "TURNSTONE_TYPO is not a setting" in said
+
+
+def test_variables_of_others_are_none_of_ours(env: dict[str, str]) -> None:
+    env["TURNSTONE_WS"] = "ws://127.0.0.1:8000/chat"  # the README's example
+    env["TURNSTONE_CHROMIUM"] = "/usr/bin/chromium"  # the browser's tests
+    env["TURNSTONE_EMPTY"] = ""
+    for service in ("TURNSTONE", "TURNSTONE_DB"):  # what Kubernetes tells each pod of services with such names
+        env |= {f"{service}_SERVICE_HOST": "10.0.0.7", f"{service}_SERVICE_PORT_HTTP": "80"}
+        env |= {f"{service}_PORT_80_TCP_PROTO": "tcp", f"{service}_PORT_80_TCP": "tcp://10.0.0.7:80"}
+    env["TURNSTONE_DB_PORT"] = "tcp://10.0.0.7:80"
+    code, output = Command("migrate", env=env).ended()
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("port", ["http", "70000", "-1"])

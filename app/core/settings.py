@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import ipaddress
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,7 +21,14 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from app.core.errors import StartupError
 
@@ -69,13 +78,19 @@ def _check_signing_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _read_list(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise ValueError("must be a JSON list, such as [1, 2, 4]") from None
+def _read_list(example: str) -> BeforeValidator:
+    """Reads a list from an environment variable; with `NoDecode`, so that an error names the variable."""
+
+    def read(value: Any) -> Any:
+        try:
+            found = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            found = None
+        if not isinstance(found, list | tuple):
+            raise ValueError(f"must be a JSON list, such as {example}")  # noqa: TRY004  # pydantic reports no TypeError
+        return found
+
+    return BeforeValidator(read)
 
 
 HttpUrl = Annotated[str, _url_with_scheme("http", "https", needs_host=True)]
@@ -83,8 +98,6 @@ PostgresUrl = Annotated[str, _url_with_scheme("postgresql", "postgres")]
 RedisUrl = Annotated[str, _url_with_scheme("redis", "rediss", "unix")]
 Key = Annotated[SecretStr, AfterValidator(_check_key)]
 SigningSecret = Annotated[SecretStr, AfterValidator(_check_signing_secret)]
-ReadList = BeforeValidator(_read_list)
-"""Reads a list from an environment variable; with `NoDecode`, so that an error names the variable."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Delay = Annotated[float, Field(ge=0, le=31_536_000)]
 """Seconds; none, or a year at most."""
@@ -127,7 +140,7 @@ class CallbackSettings(_Section):
     url: HttpUrl | None = None
     api_key: Key | None = None
     signing_secret: SigningSecret | None = None
-    retry_delays_s: Annotated[tuple[Delay, ...], ReadList, NoDecode] = (
+    retry_delays_s: Annotated[tuple[Delay, ...], _read_list("[1, 2, 4]"), NoDecode] = (
         1, 2, 4, 15, 60, 300, 1800, 7200, 21600, 43200,
     )  # fmt: skip
     timeout_s: Seconds = 15.0
@@ -152,7 +165,11 @@ class WorkerSettings(_Section):
 class GuardSettings(_Section):
     """What the guard does about messages it has labelled; by default it only flags."""
 
-    refuse: Annotated[tuple[Literal["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"], ...], ReadList, NoDecode] = ()
+    refuse: Annotated[
+        tuple[Literal["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"], ...],
+        _read_list('["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"]'),
+        NoDecode,
+    ] = ()
 
 
 class LimitSettings(_Section):
@@ -208,22 +225,30 @@ class Settings(BaseSettings):
 
 
 _REMEDY = "Mend the environment or .env and start again."
+_OTHERS = frozenset({"TURNSTONE_WS", "TURNSTONE_CHROMIUM"})
+"""What the README's example and the browser's tests read: exporting them is no mistake."""
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)")
+"""What Kubernetes puts into every pod about each service whose name begins with ``turnstone``."""
 
 
 def load_settings(**overrides: object) -> Settings:
     """Read the settings; ``overrides`` win over the environment.
 
     Raises:
-        StartupError: a variable is unusable. The message names it and says why, and never repeats its value.
+        StartupError: a variable is unusable or unknown. The message names it and says why, and never repeats its value.
     """
     try:
+        _refuse_unknown_variables()
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         lines = []
         for item in error.errors(include_input=False, include_url=False):
-            name = "TURNSTONE_" + "__".join(str(part).upper() for part in item["loc"]) if item["loc"] else ""
-            lines.append(f"{name}: {item['msg']}".lstrip(": ").replace("Value error, ", ""))
-        raise StartupError("; ".join(lines) + ".", _REMEDY) from None
+            # A place within a list is no part of the variable's name.
+            name = "__".join(str(part).upper() for part in item["loc"] if not isinstance(part, int))
+            said = "is not a setting" if item["type"] == "extra_forbidden" else item["msg"]
+            lines.append(f"TURNSTONE_{name}: {said}" if name else said)
+        problem = "; ".join(lines).replace("Value error, ", "").replace("Input should be", "must be")
+        raise StartupError(f"{problem}.", _REMEDY) from None
     except SettingsError as error:
         # What it says of the value stays out; the section's name is all that it knows besides.
         section = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), None)
@@ -233,3 +258,34 @@ def load_settings(**overrides: object) -> Settings:
         ) from None
     except UnicodeDecodeError:
         raise StartupError("The file .env is not UTF-8.", "Save it as UTF-8 and start again.") from None
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable that is passed over in silence leaves its default in force, and nobody knows why."""
+    known = _variables()
+    unknown = []
+    for source in (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings)):
+        for variable, value in source.env_vars.items():
+            name = variable.upper()
+            linked = _SERVICE_LINK.search(name) or str(value).startswith(("tcp://", "udp://"))
+            if name.startswith("TURNSTONE_") and name not in known | _OTHERS and not linked and name not in unknown:
+                unknown.append(name)
+    if unknown:
+        remedy = "docs/operations.md lists the settings; mend or remove it in the environment or .env."
+        raise StartupError("; ".join(f"{name} is not a setting{_meant(name, known)}" for name in unknown) + ".", remedy)
+
+
+def _variables() -> set[str]:
+    names = set()
+    for name, field in Settings.model_fields.items():
+        names.add(f"TURNSTONE_{name}".upper())
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            names |= {f"TURNSTONE_{name}__{inner}".upper() for inner in field.annotation.model_fields}
+    return names
+
+
+def _meant(name: str, known: set[str]) -> str:
+    prefix = "TURNSTONE_"  # what all have in common would make anything seem close
+    choices = [choice.removeprefix(prefix) for choice in known]
+    close = difflib.get_close_matches(name.removeprefix(prefix), choices, n=1, cutoff=0.7)
+    return f"; {prefix}{close[0]} is meant" if close else ""
