@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from aiohttp import web
 from sqlalchemy import make_url
 
 from tests.support.chat import Command
 from tests.support.core import FakeCore
 from tests.support.provider import Provider
+from tests.support.servers import AppThread
 from tests.support.service import running
 
 HIDDEN = "hunter2-must-not-be-shown"
@@ -216,6 +219,61 @@ def test_a_hosted_model_without_a_key_is_told(env: dict[str, str]) -> None:
     assert "TURNSTONE_LLM__API_KEY" in refused("serve", env)
 
 
+@pytest.mark.parametrize("command", ["serve", "demo"])
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("nonsense", "TURNSTONE_LLM__MODEL=nonsense is not a model's name"),
+        ("openia:gpt-4", "LangChain cannot make the model openia:gpt-4"),
+        ("openai:gpt-4.1-mini", "TURNSTONE_LLM__API_KEY"),
+    ],
+)
+def test_a_model_that_cannot_be_is_told_before_a_database_is_made(
+    env: dict[str, str], tmp_path: Path, command: str, model: str, said: str
+) -> None:
+    del env["TURNSTONE_DATABASE__URL"], env["TURNSTONE_LLM__BASE_URL"], env["TURNSTONE_LLM__API_KEY"]
+    env["TURNSTONE_DATA_DIR"] = str(tmp_path / "data")
+    env["TURNSTONE_LLM__MODEL"] = model
+    assert said in refused(command, env)
+    assert list(tmp_path.iterdir()) == []
+    code, output = Command("doctor", env=env).ended()
+    assert code == 1, output
+    assert said in output
+
+
+def test_an_address_that_nobody_knows_is_told_as_no_network(env: dict[str, str]) -> None:
+    env["TURNSTONE_LLM__BASE_URL"] = "http://nosuch.invalid/v1"
+    assert "http://nosuch.invalid/v1 cannot be found: there is no network" in refused("serve", env)
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    """An endpoint that guards its list of models."""
+
+    async def refuse(_request: web.Request) -> web.Response:
+        return web.Response(status=403)
+
+    def build() -> web.Application:
+        app = web.Application()
+        app.router.add_get("/v1/models", refuse)
+        return app
+
+    with AppThread(build) as server:
+        yield f"{server.url}/v1"
+
+
+def test_a_gateway_that_guards_its_list_of_models_is_taken_with_a_warning(env: dict[str, str], gateway: str) -> None:
+    env["TURNSTONE_LLM__BASE_URL"] = gateway
+    with running(Command("serve", env=env)) as process:
+        process.wait_for_line("listening on")
+        assert process.stop() == 0
+    assert "model_unreachable" in process.output
+    assert f"{gateway} refuses the key (HTTP 403) for its list of models" in process.output
+    code, output = Command("doctor", env=env).ended()
+    assert code == 1
+    assert f"FAIL  model: {gateway} refuses the key (HTTP 403)" in output
+
+
 def test_an_empty_key_is_no_key(env: dict[str, str]) -> None:
     env["TURNSTONE_AUTH__MODE"] = "token"
     env["TURNSTONE_AUTH__API_KEY"] = ""
@@ -257,6 +315,8 @@ def test_doctor_tells_of_every_fault_at_once(env: dict[str, str], tmp_path: Path
     assert output.count("FAIL") == 5, output
     for remedy in ("PORT", "DATA_DIR", "DATABASE__URL", "REDIS__URL", "LLM__BASE_URL"):
         assert f"TURNSTONE_{remedy}" in output
+    assert "FAIL  database: The database postgresql://me:***@127.0.0.1:1/db cannot be used: " in output
+    assert "Connection refused" in output
     assert HIDDEN not in output
     assert "Traceback" not in output
 
@@ -278,3 +338,61 @@ def test_doctor_looks_and_changes_nothing(env: dict[str, str], postgres: str) ->
             assert "turnstone migrate" in output
         finally:
             connection.execute("DROP DATABASE untouched WITH (FORCE)")
+
+
+def test_doctor_finds_the_service_that_has_the_port(env: dict[str, str]) -> None:
+    with running(Command("serve", env=env)) as process:
+        process.wait_ready()
+        env["TURNSTONE_PORT"] = str(process.port)
+        for host in ("127.0.0.1", "localhost"):
+            code, output = Command("doctor", env={**env, "TURNSTONE_HOST": host}).ended()
+            assert code == 0, output
+            assert f"ok    port: {host}:{process.port}, a service runs there (ready)" in output
+
+
+def test_doctor_does_not_take_another_program_for_the_service(env: dict[str, str]) -> None:
+    async def fine(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    def build() -> web.Application:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", fine)
+        return app
+
+    with AppThread(build) as other:
+        env["TURNSTONE_PORT"] = str(other.port)
+        code, output = Command("doctor", env=env).ended()
+    assert code == 1
+    assert f"FAIL  port: 127.0.0.1:{other.port} is taken by another program." in output
+
+
+def test_doctor_makes_nothing_in_an_empty_folder(tmp_path: Path) -> None:
+    code, output = Command("doctor", env={"TURNSTONE_PORT": "0"}, cwd=tmp_path).ended()
+    assert code == 0, output
+    assert f"ok    data directory: {tmp_path}/.turnstone is not there yet; `serve` will make it" in output
+    assert f"ok    database: there is none in {tmp_path}/.turnstone yet; `serve` will make" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_doctor_tells_where_no_data_directory_can_be_made(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    code, output = Command("doctor", env={"TURNSTONE_PORT": "0"}, cwd=tmp_path).ended()
+    tmp_path.chmod(0o700)
+    assert code == 1
+    assert f"FAIL  data directory: {tmp_path}/.turnstone cannot be made in {tmp_path}" in output
+
+
+def test_commands_that_look_do_not_make_tables_either(env: dict[str, str], postgres: str) -> None:
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE looked_at")
+        try:
+            url = make_url(postgres).set(database="looked_at").render_as_string(hide_password=False)
+            env["TURNSTONE_DATABASE__URL"] = url
+            code, output = Command("sessions", "list", env=env).ended()
+            assert code == 1
+            assert "Run `turnstone migrate`." in output
+            with psycopg.connect(url) as looked:
+                assert looked.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+        finally:
+            connection.execute("DROP DATABASE looked_at WITH (FORCE)")
