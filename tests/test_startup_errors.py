@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -396,3 +398,24 @@ def test_commands_that_look_do_not_make_tables_either(env: dict[str, str], postg
                 assert looked.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
         finally:
             connection.execute("DROP DATABASE looked_at WITH (FORCE)")
+
+
+def test_a_folder_that_was_moved_installs_anew(tmp_path: Path) -> None:
+    """The programs in .venv name the old place, where nothing is."""
+    folder = tmp_path / "a clone"
+    for needed in ("requirements/uv.txt", "requirements/runtime.txt", "pyproject.toml", ".uv/bin/uv", ".venv/.ready"):
+        (folder / needed).parent.mkdir(parents=True, exist_ok=True)
+        (folder / needed).touch()
+    shutil.copy(Path(__file__).parents[1] / "Makefile", folder)
+
+    def plan() -> str:
+        return subprocess.run(
+            ["make", "-n", "demo"], cwd=folder, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    (folder / ".venv/.ready").write_text(f"{folder}\n")
+    assert plan() == "exec .venv/bin/turnstone demo\n"
+    (folder / ".venv/.ready").write_text("/where/it/was\n")
+    assert "rm -rf .venv\n" in plan()
+    assert "uv pip sync" in plan()
+    assert plan().endswith("exec .venv/bin/turnstone demo\n")
