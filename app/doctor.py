@@ -118,7 +118,10 @@ async def _service_at(settings: Settings) -> str | None:
             client.get(url, allow_redirects=False) as response,
         ):
             answer = await response.json(content_type=None)
-            return str(answer["status"]) if answer["checks"].keys() >= {"database", "migrations", "model"} else None
+            missing = [str(name) for name, passed in answer["checks"].items() if not passed]
+            if not answer["checks"].keys() >= {"database", "migrations", "model"}:
+                return None
+            return f"not ready: {', '.join(missing)}" if missing else "ready"
     except (aiohttp.ClientError, OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -160,6 +160,22 @@ async def test_the_first_signal_is_answered_at_once_and_a_second_does_not_wait_f
     assert rows.one("SELECT status FROM prompt_turns")["status"] == "interrupted"
 
 
+async def test_doctor_knows_a_service_that_is_stopping(env: dict[str, str], provider: Provider) -> None:
+    provider.next(Script(ending="hang", ending_at=1))
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            await chat.until("delta")
+            process.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(wait_until, lambda: get(f"{process.url}/readyz")[0] == 503)
+            doctor = Command("doctor", env={**env, "TURNSTONE_PORT": str(process.port)})
+            code, output = await asyncio.to_thread(doctor.ended)
+            assert f"127.0.0.1:{process.port}, a service runs there (not ready: accepting)" in output
+            assert code == 0
+            assert await asyncio.to_thread(process.stop) == 0
+
+
 async def test_a_terminal_that_closes_may_say_so_twice(env: dict[str, str], provider: Provider, rows: Rows) -> None:
     provider.next(Script(pieces=[f"word{i} " for i in range(100)], piece_delay_s=0.01))
     with running(Command("serve", env=env)) as process:
