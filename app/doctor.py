@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from app.core.errors import StartupError
-from app.core.settings import Settings
+from app.core.settings import Settings, without_secrets
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import SchemaState, schema_state, unreachable, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, get_db_context
@@ -200,4 +200,4 @@ async def _callbacks(settings: Settings) -> str:
         return "no receiver is set; callbacks are held until TURNSTONE_CALLBACKS__URL is"
     await WebhookSender(settings.callbacks).close()
     signed = "signed" if settings.callbacks.signing_secret is not None else "not signed"
-    return f"go to {settings.callbacks.url}, {signed}"
+    return f"go to {without_secrets(settings.callbacks.url)}, {signed}"

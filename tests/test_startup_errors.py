@@ -311,7 +311,8 @@ def test_doctor_tells_of_every_fault_at_once(env: dict[str, str], tmp_path: Path
     env["TURNSTONE_DATA_DIR"] = str(tmp_path / "file" / "data")
     env["TURNSTONE_DATABASE__URL"] = f"postgresql://me:{HIDDEN}@127.0.0.1:1/db"
     env["TURNSTONE_REDIS__URL"] = "redis://127.0.0.1:1"
-    env["TURNSTONE_LLM__BASE_URL"] = "http://127.0.0.1:1"
+    env["TURNSTONE_LLM__BASE_URL"] = f"http://me:{HIDDEN}@127.0.0.1:1"
+    env["TURNSTONE_CALLBACKS__URL"] = f"http://me:{HIDDEN}@127.0.0.1:1/callbacks?key={HIDDEN}"
     code, output = Command("doctor", env=env).ended()
     assert code == 1
     assert output.count("FAIL") == 5, output
@@ -319,6 +320,8 @@ def test_doctor_tells_of_every_fault_at_once(env: dict[str, str], tmp_path: Path
         assert f"TURNSTONE_{remedy}" in output
     assert "FAIL  database: The database postgresql://me:***@127.0.0.1:1/db cannot be used: " in output
     assert "Connection refused" in output
+    assert "FAIL  model: http://127.0.0.1:1 cannot be reached now" in output
+    assert "ok    callbacks: go to http://127.0.0.1:1/callbacks, not signed" in output
     assert HIDDEN not in output
     assert "Traceback" not in output
 

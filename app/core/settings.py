@@ -43,6 +43,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def without_secrets(url: str) -> str:
+    """An address as it may be shown: a user, a password and a query are left out."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 def _url_with_scheme(*schemes: str, needs_host: bool = False) -> AfterValidator:
     def check(value: str) -> str:
         if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
