@@ -65,11 +65,10 @@ def make_data_dir(path: Path) -> None:
 
 
 @asynccontextmanager
-async def open_database(settings: Settings, *, say: Say = silent, as_found: bool = False) -> AsyncIterator[Database]:
-    """The database of the settings, bound for `get_db_context`; an embedded one is started, or shared if it runs.
+async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterator[Database]:
+    """The database of the settings, bound for `get_db_context`; an embedded one is made, started, or shared if it runs.
 
-    Its tables are brought to this program's version, or with ``migrate`` off have to be of it. ``as_found`` takes
-    whatever is there, to look at it.
+    Its tables are brought to this program's version, or with ``migrate`` off have to be of it.
 
     Raises:
         StartupError: it cannot be used.
@@ -83,8 +82,7 @@ async def open_database(settings: Settings, *, say: Say = silent, as_found: bool
             url = embedded.url
         database = Database(url, pool_size=settings.database.pool_size, timeout_s=settings.database.timeout_s)
         stack.push_async_callback(database.close)
-        if not as_found:
-            await _prepare_tables(database, settings.database, say)
+        await _prepare_tables(database, settings.database, say)
         bind(database)
         yield database
 
@@ -111,6 +109,13 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
     if settings.auth.ticket_secret is not None or settings.auth.jwks is not None:
         log.warning("tickets_not_supported_yet", remedy="candidates come in through a backend that has the API key")
     async with AsyncExitStack() as stack:
+        model = None
+        if settings.llm.model != "local":
+            # Before the database: a model's name that is wrong should not leave a new database behind.
+            if (warning := await check_remote(settings.llm)) is not None:
+                log.warning("model_unreachable", reason=warning)
+            model = await open_model(settings, stack)
+            say(f"the model is {settings.llm.model}")
         database = await stack.enter_async_context(open_database(settings, say=say))
         redis = None
         if settings.redis.url is not None:
@@ -118,12 +123,10 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
             stack.push_async_callback(redis.close)
             if not await redis.ping():
                 log.warning("redis_unavailable")
-        if settings.llm.model != "local" and (warning := await check_remote(settings.llm)) is not None:
-            log.warning("model_unreachable", reason=warning)
-        if settings.llm.model == "local":
+        if model is None:
             await asyncio.to_thread(make_data_dir, settings.data_dir)
-        say("starting the local model" if settings.llm.model == "local" else f"the model is {settings.llm.model}")
-        model = await open_model(settings, stack)
+            say("starting the local model")
+            model = await open_model(settings, stack)
         await asyncio.to_thread(model.counter.load)
         yield await _start_service(stack, settings, database, StateRepository(redis), model)
 

@@ -1,4 +1,4 @@
-"""The command ``turnstone``. Exit codes: 0 done, 1 failed, 2 used wrongly.
+"""The command ``turnstone``. Exit codes: 0 done, 1 failed, 2 used wrongly, 130 ended by Ctrl-C.
 
 What a command runs is imported when it runs: the whole service takes seconds to load, and ``--help`` should not.
 """
@@ -6,25 +6,25 @@ What a command runs is imported when it runs: the whole service takes seconds to
 from __future__ import annotations
 
 import asyncio
+import io
 import json
-from collections.abc import Awaitable, Callable
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from app import __version__
 from app.core.errors import StartupError
-from app.core.logging import configure_logging
-from app.core.settings import Settings, load_settings
-from app.infrastructure.persistence.models import CallbackStatusEnum
-from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
-from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
-from app.infrastructure.repositories.session_repository import SessionRepository
-from app.infrastructure.repositories.turn_repository import TurnRepository
-from app.presentation.schemas.bodies import CallbackBody, MessageBody, SessionBody
-from app.server import Stopping, listen, run, serve
+
+if TYPE_CHECKING:
+    from app.core.settings import DatabaseSettings, Settings
+    from app.server import Stopping
 
 cli = typer.Typer(
     name="turnstone",
@@ -38,18 +38,28 @@ cli.add_typer(callbacks_cli, name="callbacks")
 cli.add_typer(sessions_cli, name="sessions")
 
 _LARGEST_ID = 2**63 - 1
+_ALL = 1_000_000
 SessionId = Annotated[int, typer.Argument(max=_LARGEST_ID, help="The session's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for other programs.")]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")]
+Status = Literal["held", "pending", "delivered", "failed"]
+"""As `CallbackStatusEnum` has them, which comes with the database's driver."""
 
 
 def main() -> None:
     """Entry point: expected failures become one clear line and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with suppress(OSError):  # what stands behind it was exchanged
+            sys.stdout.reconfigure(errors="backslashreplace")  # a sign that a terminal cannot show is no failure
     try:
         cli()
     except StartupError as error:
         _fail(error)
-    except DATABASE_DOWN:
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except SystemExit:
+        raise  # how every command ends; to look below whether it is a database's error would load the driver
+    except _database_down():
         _fail(StartupError("The database does not answer.", "Try `turnstone doctor`."))
 
 
@@ -59,31 +69,33 @@ def serve_command(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0: any [TURNSTONE_PORT].")] = None,
 ) -> None:
     """Run the service: REST, WebSocket and, unless TURNSTONE_WORKER__EMBEDDED=false, the background jobs."""
-    settings = _settings(host=host, port=port)
+    with _loading("starting the service"):
+        settings = _settings(host=host, port=port)
+        from app.main import create_app
+        from app.server import listen, run, serve
 
     async def main(stopping: Stopping) -> None:
-        from app.main import create_app
-
         listener = listen(settings.host, settings.port)
         app = create_app(settings, say=_say)
         async with app.router.lifespan_context(app):
             _say(f"listening on http://{settings.host}:{listener.getsockname()[1]}/ ; Ctrl-C ends it")
             await serve(app, settings, listener, stopping)
 
-    run(main)
+    run(main, _say)
 
 
 @cli.command("worker")
 def worker_command() -> None:
     """Run the background jobs alone: callbacks are delivered, and turns of dead processes settled."""
-    settings = _settings()
-
-    async def main(stopping: Stopping) -> None:
+    with _loading("starting the background jobs"):
+        settings = _settings()
+        from app.server import run
         from app.worker import work
 
+    async def main(stopping: Stopping) -> None:
         await work(settings, stopping, say=_say)
 
-    run(main)
+    run(main, _say)
 
 
 @cli.command("demo")
@@ -91,22 +103,23 @@ def demo_command(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0: any [TURNSTONE_PORT].")] = None,
 ) -> None:
     """Try it out: the service, a small receiver that plays Core, and the chat page. Needs nothing else."""
-    settings = _settings(port=port, quiet=True)
+    with _loading("starting the demo"):
+        settings = _settings(port=port, quiet=True)
+        from app.demo import demo
+        from app.server import run
 
     async def main(stopping: Stopping) -> None:
-        from app.demo import demo
-
         await demo(settings, stopping, say=_say)
 
-    run(main)
+    run(main, _say)
 
 
 @cli.command("migrate")
 def migrate_command() -> None:
     """Bring the database's tables to this version. Safe to run at any time and from several places at once."""
-    from app.bootstrap import open_database
-
-    settings = _settings()
+    with _loading():
+        settings = _settings()
+        from app.bootstrap import open_database
 
     async def main() -> None:
         async with open_database(settings.model_copy(update={"database": _migrating(settings)})):
@@ -118,9 +131,10 @@ def migrate_command() -> None:
 @cli.command("doctor")
 def doctor_command() -> None:
     """Check everything the service needs, and say what to do about what is missing."""
-    from app.doctor import examine
+    with _loading():
+        settings = _settings(quiet=True)
+        from app.doctor import examine
 
-    settings = _settings(quiet=True)
     failed = 0
     for finding in asyncio.run(examine(settings)):
         failed += not finding.ok
@@ -140,7 +154,7 @@ def version_command() -> None:
 
 @callbacks_cli.command("list")
 def list_callbacks(
-    status: Annotated[CallbackStatusEnum | None, typer.Option(help="Only these.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
     kind: Annotated[str | None, typer.Option("--type", help="Only this type, such as usage.")] = None,
     session: Annotated[int | None, typer.Option(max=_LARGEST_ID, help="Only this session's.")] = None,
     limit: Limit = 100,
@@ -149,17 +163,27 @@ def list_callbacks(
     """List callbacks, oldest first."""
 
     async def show() -> None:
+        from app.infrastructure.persistence.models import CallbackStatusEnum
+        from app.infrastructure.persistence.session import get_db_context
+        from app.infrastructure.repositories.callback_repository import CallbackRepository
+
+        if kind is not None and not _is_text(kind):
+            return
         async with get_db_context() as db:
             found = await CallbackRepository(db).list_callbacks(
-                status=status, kind=kind, session_id=session, limit=limit
+                status=CallbackStatusEnum(status) if status else None, kind=kind, session_id=session, limit=limit
             )
-        for callback, prompt_session in found:
-            if as_json:
-                typer.echo(CallbackBody.of(callback, prompt_session).model_dump_json())
-            else:
-                state = f"{callback.status.value:<9} {callback.attempts:>3} tries"
-                place = f"session {callback.session_id} #{callback.callback_seq}"
-                typer.echo(f"{callback.event_id}  {state}  {place:<20}  {callback.type}  {callback.last_error or ''}")
+        if as_json:
+            from app.presentation.schemas.bodies import CallbackBody
+
+            for entry in found:
+                typer.echo(CallbackBody.of(*entry).model_dump_json())
+            return
+        for callback, _ in found:
+            tries = f"{callback.attempts:>3} {'try  ' if callback.attempts == 1 else 'tries'}"
+            state = f"{callback.status.value:<9} {tries}"
+            place = f"session {callback.session_id} #{callback.callback_seq}"
+            typer.echo(f"{callback.event_id}  {state}  {place:<20}  {callback.type}  {callback.last_error or ''}")
 
     _with_database(show)
 
@@ -169,8 +193,12 @@ def show_callback(event_id: Annotated[str, typer.Argument(help="Its webhook-id."
     """Show one callback with the body that Core receives."""
 
     async def show() -> None:
+        from app.infrastructure.persistence.session import get_db_context
+        from app.infrastructure.repositories.callback_repository import CallbackRepository
+        from app.presentation.schemas.bodies import CallbackBody
+
         async with get_db_context() as db:
-            found = await CallbackRepository(db).get(event_id)
+            found = await CallbackRepository(db).get(event_id) if _is_text(event_id) else None
         if found is None:
             raise _no_such("callback", event_id)
         _print_json(CallbackBody.of(*found).model_dump(mode="json"))
@@ -183,11 +211,15 @@ def replay_callback(event_ids: Annotated[list[str], typer.Argument(help="Their w
     """Send callbacks once more, with all their tries; their ids stay the same. A running service delivers them."""
 
     async def replay() -> None:
+        from app.infrastructure.persistence.session import get_db_context
+        from app.infrastructure.repositories.callback_repository import CallbackRepository
+
         for event_id in event_ids:
             async with get_db_context() as db:
-                if await CallbackRepository(db).replay(event_id) is None:
+                callback = await CallbackRepository(db).replay(event_id) if _is_text(event_id) else None
+                if callback is None:
                     raise _no_such("callback", event_id)
-            typer.echo(f"{event_id}  pending")
+            typer.echo(f"{event_id}  {callback.status.value}")
 
     _with_database(replay)
 
@@ -202,16 +234,22 @@ def list_sessions(
     """List sessions, oldest first."""
 
     async def show() -> None:
+        from app.infrastructure.persistence.session import get_db_context
+        from app.infrastructure.repositories.session_repository import SessionRepository
+
         async with get_db_context() as db:
             found = await SessionRepository(db).list_sessions(exam, participant, limit=limit)
-        for session in found:
-            if as_json:
+        if as_json:
+            from app.presentation.schemas.bodies import SessionBody
+
+            for session in found:
                 typer.echo(SessionBody.of(session).model_dump_json())
-            else:
-                who = f"exam {session.exam_id} participant {session.participant_id}"
-                ended = f"ended {_when(session.ended_at)}" if session.ended_at else "active"
-                turns = f"{session.last_turn} turns, {session.total_tokens} tokens"
-                typer.echo(f"{session.id}  {who}  {turns}  started {_when(session.started_at)}  {ended}")
+            return
+        for session in found:
+            who = f"exam {session.exam_id} participant {session.participant_id}"
+            ended = f"ended {_when(session.ended_at)}" if session.ended_at else "active"
+            turns = f"{session.last_turn} turns, {session.total_tokens} tokens"
+            typer.echo(f"{session.id}  {who}  {turns}  started {_when(session.started_at)}  {ended}")
 
     _with_database(show)
 
@@ -221,11 +259,18 @@ def show_session(session_id: SessionId) -> None:
     """Show a session's conversation."""
 
     async def show() -> None:
-        exported = await _export(session_id)
-        typer.secho(f"session {session_id}, exam {exported['session']['exam_id']}", bold=True)
-        for message in exported["messages"]:
-            typer.secho(f"\n[{message['turn']}] {message['role'].lower()}", bold=True)
-            typer.echo(message["content"])
+        from app.infrastructure.persistence.session import get_db_context
+        from app.infrastructure.repositories.session_repository import SessionRepository
+
+        async with get_db_context() as db:
+            session = await SessionRepository(db).get_session(session_id)
+            if session is None:
+                raise _no_such("session", session_id)
+            messages = await SessionRepository(db).list_messages(session_id, limit=_ALL)
+        typer.secho(f"session {session_id}, exam {session.exam_id}", bold=True)
+        for message in messages:
+            typer.secho(f"\n[{message.turn}] {message.role.value.lower()}", bold=True)
+            typer.echo(message.content)
 
     _with_database(show)
 
@@ -251,14 +296,20 @@ def export_session(
 
 
 async def _export(session_id: int) -> dict[str, Any]:
+    from app.infrastructure.persistence.session import get_db_context
+    from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
+    from app.infrastructure.repositories.session_repository import SessionRepository
+    from app.infrastructure.repositories.turn_repository import TurnRepository
+    from app.presentation.schemas.bodies import MessageBody, SessionBody
+
     async with get_db_context() as db:
         sessions = SessionRepository(db)
         session = await sessions.get_session(session_id)
         if session is None:
             raise _no_such("session", session_id)
-        messages = await sessions.list_messages(session_id, limit=1_000_000)
+        messages = await sessions.list_messages(session_id, limit=_ALL)
         turn_ids = await TurnRepository(db).client_ids(session_id, {message.turn for message in messages})
-        callbacks = await CallbackRepository(db).list_callbacks(session_id=session_id, limit=1_000_000)
+        callbacks = await CallbackRepository(db).list_callbacks(session_id=session_id, limit=_ALL)
     return {
         "session": SessionBody.of(session).model_dump(mode="json"),
         "messages": [MessageBody.of(m, turn_ids.get(m.turn)).model_dump(mode="json") for m in messages],
@@ -266,28 +317,70 @@ async def _export(session_id: int) -> dict[str, Any]:
     }
 
 
-def _with_database(action: Callable[[], Awaitable[None]]) -> None:
-    from app.bootstrap import open_database
+@contextmanager
+def _loading(what: str | None = None) -> Iterator[None]:
+    """Load what a command needs, which may take seconds; say what comes.
 
-    settings = _settings(quiet=True)
+    Nothing is open by then, so Ctrl-C ends the process on the spot: an exception raised within an import prints a
+    traceback, comes out as another one, or gets lost.
+    """
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        if what is not None:
+            _say(what)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _with_database(action: Callable[[], Awaitable[None]]) -> None:
+    """Run ``action`` on the database that is there. It is neither made nor migrated: these commands only look."""
+    with _loading():
+        settings = _settings(quiet=True)
+        from app.doctor import database_as_found
+        from app.infrastructure.persistence.migrate import wrong_version
 
     async def main() -> None:
-        async with open_database(settings):
+        async with database_as_found(settings) as (_, schema):
+            if not schema.up_to_date:
+                raise wrong_version(schema)
             await action()
 
     asyncio.run(main())
 
 
 def _settings(*, quiet: bool = False, **overrides: Any) -> Settings:
+    import structlog
+
+    from app.core.logging import configure_logging
+    from app.core.settings import load_settings, strange_variables
+
     settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
     if quiet and settings.log_level == "info":
         settings = settings.model_copy(update={"log_level": "warning", "log_format": "console"})
     configure_logging(settings)
+    if strange := strange_variables():
+        structlog.get_logger().warning("variables_are_no_settings", names=strange)
     return settings
 
 
-def _migrating(settings: Settings) -> Any:
+def _migrating(settings: Settings) -> DatabaseSettings:
     return settings.database.model_copy(update={"migrate": True})
+
+
+def _database_down() -> tuple[type[Exception], ...]:
+    from app.infrastructure.persistence.session import DATABASE_DOWN
+
+    return DATABASE_DOWN
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument's bytes were text: others name nothing in a database."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_such(what: str, which: object) -> StartupError:

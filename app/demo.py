@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import itertools
 import secrets
@@ -18,7 +17,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from app.bootstrap import Say
 from app.core.settings import Settings
 from app.main import create_app
-from app.server import Stopping, listen, serve
+from app.server import Stopping, listen, serve, serving
 
 _KEPT = 500
 
@@ -85,15 +84,12 @@ async def demo(settings: Settings, stopping: Stopping, *, say: Say) -> None:
     async def events(after: int = 0) -> JSONResponse:
         return JSONResponse(core.events(after))
 
-    async with app.router.lifespan_context(app):
+    # Core goes last, so that it hears of what ended last.
+    async with serving(core.app(), settings, core_listener), app.router.lifespan_context(app):
         say("ready")
         say(f"  chat page      http://127.0.0.1:{port}/")
         say(f"  OpenAPI        http://127.0.0.1:{port}/openapi.json")
         say(f"  WebSocket      ws://127.0.0.1:{port}/chat")
         say(f"  Core receiver  http://127.0.0.1:{core_port}/callbacks (shown beside the chat)")
         say("Ctrl-C stops all of it")
-        await asyncio.gather(
-            serve(app, settings, listener, stopping),
-            serve(core.app(), settings, core_listener, stopping),
-        )
-        say("stopping")
+        await serve(app, settings, listener, stopping)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import text
 
-from app.bootstrap import make_data_dir, open_database
 from app.core.errors import StartupError
-from app.core.settings import Settings
-from app.infrastructure.cache.redis_client import RedisClient
-from app.infrastructure.llm.local_model import find_weights
-from app.infrastructure.llm.models import check_remote
-from app.infrastructure.persistence.migrate import schema_state, wrong_version
-from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
-from app.infrastructure.webhook import WebhookSender
-from app.server import listen
+from app.core.settings import Settings, without_secrets
+from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.migrate import SchemaState, schema_state, unreachable, wrong_version
+from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, get_db_context
+
+# What a single check needs is imported there: `database_as_found` serves commands that want nothing else.
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Finding:
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Look at everything the service needs. Changes nothing, but starts the embedded database if none runs."""
+    """Look at everything the service needs. Changes nothing, but starts an embedded database that does not run."""
     checks: list[tuple[str, Callable[[Settings], Awaitable[str]]]] = [
         ("port", _port),
         ("data directory", _data_dir),
@@ -50,25 +50,104 @@ async def examine(settings: Settings) -> list[Finding]:
     return findings
 
 
+@asynccontextmanager
+async def database_as_found(settings: Settings) -> AsyncIterator[tuple[Database, SchemaState]]:
+    """The database of the settings, bound for `get_db_context`, with its tables as they are.
+
+    Raises:
+        StartupError: there is none, or it cannot be reached.
+    """
+    async with AsyncExitStack() as stack:
+        url = settings.database.url
+        if url is None:
+            if not _embedded_exists(settings):
+                raise StartupError(
+                    f"There is no database in {_place(settings)}.",
+                    "Let TURNSTONE_DATA_DIR or TURNSTONE_DATABASE__URL say where it is, or start `turnstone serve` "
+                    "first.",
+                )
+            embedded = await asyncio.to_thread(EmbeddedPostgres.open, settings.data_dir)
+            stack.push_async_callback(asyncio.to_thread, embedded.close)
+            url = embedded.url
+        database = Database(url, pool_size=settings.database.pool_size, timeout_s=settings.database.timeout_s)
+        stack.push_async_callback(database.close)
+        schema = await asyncio.to_thread(schema_state, database.url, timeout_s=settings.database.timeout_s)
+        bind(database)
+        yield database, schema
+
+
+def _place(settings: Settings) -> Path:
+    return settings.data_dir.expanduser().resolve()
+
+
+def _embedded_exists(settings: Settings) -> bool:
+    try:
+        return (_place(settings) / "postgres" / "data").exists()
+    except OSError:
+        return True  # it may be there; opening it says why it cannot be looked at
+
+
 async def _port(settings: Settings) -> str:
-    listen(settings.host, settings.port).close()
-    return f"{settings.host}:{settings.port} is free"
+    from app.server import listen
+
+    where = f"{settings.host}:{settings.port}"
+    try:
+        listen(settings.host, settings.port).close()
+    except StartupError:
+        state = await _service_at(settings)
+        if state is None:
+            raise
+        return f"{where}, a service runs there ({state})"
+    return f"{where} is free"
+
+
+async def _service_at(settings: Settings) -> str | None:
+    """The state of the Turnstone that has the port; ``None`` where it is another program.
+
+    Many programs answer /healthz as we do, so /readyz is asked, whose answer is ours alone.
+    """
+    import aiohttp
+
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # where to ask, not to listen
+    host = everywhere.get(settings.host, settings.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/readyz"
+    patience = aiohttp.ClientTimeout(total=settings.database.timeout_s + 5)  # it asks its database meanwhile
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=patience) as client,
+            client.get(url, allow_redirects=False) as response,
+        ):
+            answer = await response.json(content_type=None)
+            missing = [str(name) for name, passed in answer["checks"].items() if not passed]
+            if not answer["checks"].keys() >= {"database", "migrations", "model"}:
+                return None
+            return f"not ready: {', '.join(missing)}" if missing else "ready"
+    except (aiohttp.ClientError, OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 async def _data_dir(settings: Settings) -> str:
-    await asyncio.to_thread(make_data_dir, settings.data_dir)
-    return f"{settings.data_dir.absolute()} can be written"
+    from app.bootstrap import make_data_dir
+
+    path = _place(settings)
+    if path.exists():
+        await asyncio.to_thread(make_data_dir, path)
+        return f"{path} can be written"
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise StartupError(f"{path} cannot be made in {nearest}.", "Set TURNSTONE_DATA_DIR.")
+    return f"{path} is not there yet; `serve` will make it"
 
 
 async def _database(settings: Settings) -> str:
-    try:
-        async with open_database(settings, as_found=True) as database, get_db_context() as db:
-            version = (await db.execute(text("SHOW server_version"))).scalar()
-            schema = await asyncio.to_thread(schema_state, database.url, timeout_s=settings.database.timeout_s)
-    except DATABASE_DOWN:
-        raise StartupError(
-            "The database does not answer.", "Start it, or mend TURNSTONE_DATABASE__URL (unset: an embedded one)."
-        ) from None
+    if settings.database.url is None and not _embedded_exists(settings):
+        return f"there is none in {_place(settings)} yet; `serve` will make an embedded PostgreSQL there"
+    async with database_as_found(settings) as (database, schema):
+        try:
+            async with get_db_context() as db:
+                version = (await db.execute(text("SHOW server_version"))).scalar()
+        except DATABASE_DOWN as error:
+            raise unreachable(database.url, error) from None
     kind = "embedded PostgreSQL" if settings.database.url is None else "PostgreSQL"
     if schema.up_to_date:
         return f"{kind} {version}, tables at version {schema.current}"
@@ -80,6 +159,8 @@ async def _database(settings: Settings) -> str:
 
 
 async def _redis(settings: Settings) -> str:
+    from app.infrastructure.cache.redis_client import RedisClient
+
     if settings.redis.url is None:
         return "not set; running turns stay in one process"
     client = RedisClient(settings.redis.url, timeout_s=settings.redis.timeout_s)
@@ -94,6 +175,9 @@ async def _redis(settings: Settings) -> str:
 
 
 async def _model(settings: Settings) -> str:
+    from app.infrastructure.llm.local_model import find_weights
+    from app.infrastructure.llm.models import check_remote, open_model
+
     if settings.llm.model == "local":
         if importlib.util.find_spec("xllamacpp") is None:
             raise StartupError(
@@ -103,13 +187,17 @@ async def _model(settings: Settings) -> str:
         return f"local ({find_weights().name}), for trying out"
     warning = await check_remote(settings.llm)
     if warning is not None:
-        raise StartupError(warning, "Mend TURNSTONE_LLM__BASE_URL or the network.")
+        raise StartupError(warning, "Mend the network, or TURNSTONE_LLM__BASE_URL, …__API_KEY or …__MODEL.")
+    async with AsyncExitStack() as stack:
+        await open_model(settings, stack)
     return settings.llm.model
 
 
 async def _callbacks(settings: Settings) -> str:
+    from app.infrastructure.webhook import WebhookSender
+
     if settings.callbacks.url is None:
         return "no receiver is set; callbacks are held until TURNSTONE_CALLBACKS__URL is"
     await WebhookSender(settings.callbacks).close()
     signed = "signed" if settings.callbacks.signing_secret is not None else "not signed"
-    return f"go to {settings.callbacks.url}, {signed}"
+    return f"go to {without_secrets(settings.callbacks.url)}, {signed}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from types import FrameType
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
@@ -128,38 +129,72 @@ class Server(uvicorn.Server):
 async def serve(app: FastAPI, settings: Settings, listener: socket.socket, stopping: Stopping) -> None:
     """Serve until a signal; the application is open by now."""
     server = Server(app, settings)
-    stopping.call(server)
+    stopping.call(server, settings.shutdown_grace_s)
     await server.serve(sockets=[listener])
 
 
-class Stopping:
-    """What SIGINT and SIGTERM do: before there is a server they end the start, then they ask the server to stop."""
+@asynccontextmanager
+async def serving(app: FastAPI, settings: Settings, listener: socket.socket) -> AsyncIterator[None]:
+    """Serve for as long as the block lasts, whatever signals say."""
+    server = Server(app, settings)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
 
-    def __init__(self) -> None:
-        self._servers: list[uvicorn.Server] = []
+
+class Stopping:
+    """What SIGINT, SIGTERM and SIGHUP do: before there is a server they end the start, then they ask it to stop.
+
+    Args:
+        say: tells whoever started the process that it was heard.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._server: uvicorn.Server | None = None
+        self._then = ""
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
         self.asked = asyncio.Event()
 
-    def call(self, server: uvicorn.Server) -> None:
-        """From now on, signals go to ``server`` (too)."""
-        self._servers.append(server)
+    def call(self, server: uvicorn.Server, grace_s: float) -> None:
+        """From now on, signals go to ``server``, which gives running turns ``grace_s``."""
+        self._server = server
+        self._then = f"; running answers may end within {grace_s:g} s; Ctrl-C again ends it now"
         self._task = None
 
     def wait_instead(self) -> None:
         """From now on, signals only set ``asked``."""
         self._task = None
 
-    def on_signal(self, number: int, frame: FrameType | None = None) -> None:
-        """Handle one."""
+    def on_signal(self, number: int) -> None:
+        """Handle one. Any second one ends what still runs."""
+        if self.asked.is_set():
+            # A terminal that closes says so twice, through the kernel and the shell; that is no impatience.
+            if self._server is not None and number != signal.SIGHUP:
+                self._server.force_exit = True
+            return
         self.asked.set()
-        for server in self._servers:
-            server.handle_exit(number, frame)
+        self._tell(f"stopping{self._then}")
+        if self._server is not None:
+            self._server.should_exit = True
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
+    def _tell(self, line: str) -> None:
+        try:
+            self._say(line)
+        except OSError:
+            # The terminal is gone. Nothing that is said or logged from now on may fail, and so disturb the closing.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stderr.fileno())
+            os.close(nowhere)
 
-def run(main: Callable[[Stopping], Coroutine[Any, Any, None]]) -> None:
+
+def run(main: Callable[[Stopping], Coroutine[Any, Any, None]], say: Callable[[str], None]) -> None:
     """Run ``main`` on uvloop; it is told how to be stopped.
 
     Raises:
@@ -167,10 +202,11 @@ def run(main: Callable[[Stopping], Coroutine[Any, Any, None]]) -> None:
     """
 
     async def with_signals() -> None:
-        stopping = Stopping()
+        stopping = Stopping(say)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopping.on_signal, number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it for us
+                loop.add_signal_handler(number, stopping.on_signal, number)
         try:
             await main(stopping)
         except asyncio.CancelledError:

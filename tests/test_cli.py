@@ -9,14 +9,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from app import __version__
-from app.cli import cli
-from tests.support.chat import Command, connect, new_pair, processes_of, wait_until
+from app.application.services.callback_service import CallbackService
+from app.cli import Status, cli
+from app.core.settings import Settings
+from app.infrastructure.persistence.models import CallbackStatusEnum
+from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.session_repository import SessionRepository
+from tests.support.chat import Command, connect, environment, new_pair, processes_of, wait_until
 from tests.support.core import Answer, FakeCore
 from tests.support.provider import Provider
 from tests.support.service import ServiceProcess, running
@@ -118,6 +123,7 @@ def test_callbacks_are_listed_and_shown(place: Place) -> None:
     assert shown["payload"]["session_id"] == place.session_id
     line = place.run("callbacks", "list", "--session", place.session_id, "--limit", "1")
     assert listed[0]["id"] in line
+    assert "  1 try  " in line
     assert len(line.splitlines()) == 1
 
 
@@ -144,6 +150,56 @@ def test_what_does_not_exist_is_told_with_the_way_to_find_it(place: Place, argum
     output = place.run(*arguments, code=1)
     assert f"There is no {arguments[0].rstrip('s')} {arguments[-1]}." in output
     assert f"turnstone {arguments[0]} list" in output
+
+
+@pytest.mark.parametrize("command", ["show", "replay"])
+def test_an_argument_that_is_no_text_is_not_found(place: Place, command: str) -> None:
+    """What a shell makes of $'a\\x80b'."""
+    assert r"There is no callback a\udc80b." in place.run("callbacks", command, "a\udc80b", code=1)
+    assert place.run("callbacks", "list", "--type", "a\udc80b") == ""
+
+
+async def test_a_replayed_callback_that_is_held_stays_so_and_says_so(database: Database, settings: Settings) -> None:
+    async with get_db_context() as db:
+        session_id = (await SessionRepository(db).create_session(**new_pair())).id
+        await CallbackService(db, held=True).send_error(session_id, "internal", "held")
+    env = environment(settings)
+    _, listed = await asyncio.to_thread(Command("callbacks", "list", "--json", env=env).ended)
+    event_id = json.loads(listed)["id"]
+    code, output = await asyncio.to_thread(Command("callbacks", "replay", event_id, env=env).ended)
+    assert (code, output) == (0, f"{event_id}  held\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sessions", "list"),
+        ("sessions", "show", "1"),
+        ("sessions", "export", "1"),
+        ("callbacks", "list"),
+        ("callbacks", "show", "evt_none"),
+        ("callbacks", "replay", "evt_none"),
+    ],
+)
+def test_a_command_that_looks_makes_no_database(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    code, output = Command(*arguments, env={}, cwd=tmp_path).ended()
+    assert code == 1
+    assert f"There is no database in {tmp_path}/.turnstone." in output
+    for way in ("TURNSTONE_DATA_DIR", "TURNSTONE_DATABASE__URL", "turnstone serve"):
+        assert way in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_terminal_cannot_show_is_no_failure(place: Place) -> None:
+    script = Path(sys.executable).with_name("turnstone")
+    shown = subprocess.run(
+        [script, "sessions", "show", place.session_id],
+        env={**place.env, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert rb"\ud55c\uae00 says" in shown.stdout
 
 
 def test_migrate_may_run_beside_the_service(place: Place) -> None:
@@ -200,6 +256,45 @@ def test_every_command_explains_itself_and_refuses_what_it_does_not_know(command
 )
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert CliRunner().invoke(cli, arguments).exit_code == 2
+
+
+MODULES = """
+import sys
+from app.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print("modules", *sys.modules)
+"""
+
+
+def loaded_by(*arguments: str, env: dict[str, str] | None = None) -> set[str]:
+    """The packages that a command has loaded when it ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", MODULES, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in done.stdout.split("modules ")[-1].split()}
+
+
+SLOW = {"langgraph", "langchain_core", "openai", "fastapi", "uvicorn", "aiohttp"}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("version",), ("serve", "--help"), ("callbacks", "list", "--help")])
+def test_a_command_that_runs_nothing_loads_nothing(arguments: tuple[str, ...]) -> None:
+    assert not loaded_by(*arguments) & {*SLOW, "sqlalchemy", "psycopg", "pydantic_settings", "structlog"}
+
+
+@pytest.mark.parametrize("what", ["sessions", "callbacks"])
+def test_a_list_is_shown_without_loading_the_service(place: Place, what: str) -> None:
+    loaded = loaded_by(what, "list", env=place.env)
+    assert "sqlalchemy" in loaded
+    assert not loaded & SLOW
+
+
+def test_the_states_of_callbacks_are_those_of_the_database() -> None:
+    assert get_args(Status) == tuple(CallbackStatusEnum)
 
 
 def test_the_installed_command_prints_its_version() -> None:

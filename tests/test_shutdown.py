@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
 import signal
+import subprocess
+import sys
 import tempfile
+import termios
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +27,7 @@ from tests.conftest import Rows, change
 from tests.support.chat import ChatClient, Command, connect, environment, new_pair, processes_of, wait_until
 from tests.support.core import Answer, FakeCore
 from tests.support.provider import Provider, Script
-from tests.support.service import running
+from tests.support.service import ServiceProcess, running
 
 RESTARTING = 1012
 
@@ -123,7 +129,18 @@ async def test_a_turn_that_does_not_end_in_time_is_interrupted_and_stored(
     assert rows("SELECT 1 FROM turn_chunks") == []
 
 
-async def test_a_second_ctrl_c_does_not_wait_for_turns(env: dict[str, str], provider: Provider, rows: Rows) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
+async def test_the_first_signal_is_answered_at_once_and_a_second_does_not_wait_for_turns(
+    env: dict[str, str], provider: Provider, rows: Rows, first: signal.Signals, second: signal.Signals
+) -> None:
     provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
     env["TURNSTONE_LLM__TIMEOUT_S"] = "60"
     with running(Command("serve", env=env)) as process:
@@ -131,14 +148,47 @@ async def test_a_second_ctrl_c_does_not_wait_for_turns(env: dict[str, str], prov
         async with connect(process.url) as chat:
             await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
             await chat.until("delta")
-            process.process.send_signal(signal.SIGINT)
+            process.process.send_signal(first)
+            line = await asyncio.to_thread(process.wait_for_line, "stopping")
+            assert line == "turnstone: stopping; running answers may end within 30 s; Ctrl-C again ends it now\n"
             await asyncio.to_thread(wait_until, lambda: get(f"{process.url}/readyz")[0] == 503)
             begun = time.monotonic()
-            process.process.send_signal(signal.SIGINT)
+            process.process.send_signal(second)
             assert (await chat.until("error"))["code"] == "interrupted"
             assert await asyncio.to_thread(process.process.wait, 30) == 0
             assert time.monotonic() - begun < 20, "the grace period is 30 s"
     assert rows.one("SELECT status FROM prompt_turns")["status"] == "interrupted"
+
+
+async def test_doctor_knows_a_service_that_is_stopping(env: dict[str, str], provider: Provider) -> None:
+    provider.next(Script(ending="hang", ending_at=1))
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            await chat.until("delta")
+            process.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(wait_until, lambda: get(f"{process.url}/readyz")[0] == 503)
+            doctor = Command("doctor", env={**env, "TURNSTONE_PORT": str(process.port)})
+            code, output = await asyncio.to_thread(doctor.ended)
+            assert f"127.0.0.1:{process.port}, a service runs there (not ready: accepting)" in output
+            assert code == 0
+            assert await asyncio.to_thread(process.stop) == 0
+
+
+async def test_a_terminal_that_closes_may_say_so_twice(env: dict[str, str], provider: Provider, rows: Rows) -> None:
+    provider.next(Script(pieces=[f"word{i} " for i in range(100)], piece_delay_s=0.01))
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            await chat.until("delta")
+            for _ in range(2):
+                process.process.send_signal(signal.SIGHUP)
+                await asyncio.sleep(0.1)
+            assert (await chat.until("done"))["finish_reason"] == "stop"
+        assert await asyncio.to_thread(process.process.wait, 30) == 0
+    assert rows.one("SELECT status FROM prompt_turns")["status"] == "completed"
 
 
 async def test_a_post_under_way_is_waited_for_and_not_repeated_after_the_restart(
@@ -161,7 +211,7 @@ async def test_a_post_under_way_is_waited_for_and_not_repeated_after_the_restart
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_was_started_ends_with_the_command(
     embedded: dict[str, str], data_dir: Path, command: str, number: signal.Signals
 ) -> None:
@@ -171,6 +221,72 @@ def test_what_was_started_ends_with_the_command(
         assert process.stop(number) == 0, process.output
     assert "Traceback" not in process.output
     assert processes_of(data_dir) == []
+
+
+def test_a_closed_terminal_ends_the_service_and_what_it_started(embedded: dict[str, str], data_dir: Path) -> None:
+    terminal, its_end = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TURNSTONE_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve"],
+        env={**clean, "PYTHONPATH": str(Path(__file__).parents[1]), **embedded},
+        stdin=its_end,
+        stdout=its_end,
+        stderr=its_end,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  # it takes no lock
+    )
+    os.close(its_end)
+    try:
+        shown = b""
+        while b"listening" not in shown:
+            shown += os.read(terminal, 4096)
+        assert processes_of(data_dir)
+        os.close(terminal)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert processes_of(data_dir) == []
+
+
+def test_nohup_is_respected(env: dict[str, str]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does; a child inherits it
+    try:
+        process = ServiceProcess("serve", env=env)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with running(process):
+        process.wait_ready()
+        process.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert get(f"{process.url}/readyz")[0] == 200
+        assert process.stop() == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "demo"])
+def test_ctrl_c_while_the_program_loads_ends_it_without_a_traceback(
+    embedded: dict[str, str], data_dir: Path, command: str
+) -> None:
+    with running(ServiceProcess(command, env=embedded)) as process:  # a new one, in which everything is to be loaded
+        process.wait_for_line("turnstone: starting")
+        assert process.stop(signal.SIGINT) == 130
+    assert len(process.output.splitlines()) == 1, process.output
+    assert list(data_dir.iterdir()) == []
+
+
+async def test_the_demos_core_hears_of_what_ended_last(env: dict[str, str], provider: Provider, rows: Rows) -> None:
+    env["TURNSTONE_SHUTDOWN_GRACE_S"] = "0.5"
+    provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
+    with running(Command("demo", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+            await chat.until("delta")
+            assert await asyncio.to_thread(process.stop, signal.SIGINT) == 0
+    kinds = ["usage", "message_response", "error"]
+    assert rows("SELECT type, status FROM callbacks ORDER BY callback_seq") == [
+        {"type": kind, "status": "delivered"} for kind in kinds
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from aiohttp import web
 from sqlalchemy import make_url
 
 from tests.support.chat import Command
 from tests.support.core import FakeCore
 from tests.support.provider import Provider
+from tests.support.servers import AppThread
 from tests.support.service import running
 
 HIDDEN = "hunter2-must-not-be-shown"
@@ -68,9 +73,9 @@ def password_url(postgres: str, scratch: Path) -> Iterator[str]:
         connection.execute("DROP ROLE asked")
 
 
-def refused(command: str, env: dict[str, str]) -> str:
+def refused(command: str, env: dict[str, str], cwd: Path | None = None) -> str:
     """What ``command`` says when it ends with exit code 1, in one line and a remedy."""
-    with running(Command(command, env=env)) as process:
+    with running(Command(command, env=env, cwd=cwd)) as process:
         assert isinstance(process, Command)
         code, output = process.ended()
     assert code == 1, output
@@ -100,7 +105,10 @@ def refused(command: str, env: dict[str, str]) -> str:
         ("LLM__MODEL", "foo:bar", "foo:bar"),
         ("LLM__API_KEY", f"{HIDDEN}\n", "TURNSTONE_LLM__API_KEY: must be of printable"),
         ("LLM__TIMEOUT_S", "inf", "TURNSTONE_LLM__TIMEOUT_S"),
-        ("LLM__MODLE", "local", "TURNSTONE_LLM__MODLE"),
+        ("LLM__MODLE", "local", "TURNSTONE_LLM__MODLE is not a setting; TURNSTONE_LLM__MODEL is meant"),
+        ("LLM_MODEL", "local", "TURNSTONE_LLM_MODEL is not a setting; TURNSTONE_LLM__MODEL is meant"),
+        ("CALLBACK_URL", HIDDEN, "TURNSTONE_CALLBACK_URL is not a setting; TURNSTONE_CALLBACKS__URL is meant"),
+        ("LLM", '{"modle": "local"}', "TURNSTONE_LLM__MODLE: is not a setting"),
         ("CALLBACKS__URL", "core.example", "TURNSTONE_CALLBACKS__URL: must start with http"),
         ("CALLBACKS__URL", "http://:80/", "TURNSTONE_CALLBACKS__URL: names no host"),
         ("CALLBACKS__RETRY_DELAYS_S", "[1,", "TURNSTONE_CALLBACKS__RETRY_DELAYS_S: must be a JSON list"),
@@ -111,6 +119,9 @@ def refused(command: str, env: dict[str, str]) -> str:
         ("CALLBACKS__SIGNING_SECRET", f"whsec_!{HIDDEN}", "TURNSTONE_CALLBACKS__SIGNING_SECRET: must be a Standard"),
         ("CALLBACKS__SIGNING_SECRET", "whsec_", "TURNSTONE_CALLBACKS__SIGNING_SECRET: must be a Standard Webhooks"),
         ("CALLBACKS", HIDDEN, "TURNSTONE_CALLBACKS"),
+        ("GUARD__REFUSE", HIDDEN, 'TURNSTONE_GUARD__REFUSE: must be a JSON list, such as ["PROMPT_EXFILTRATION"'),
+        ("GUARD__REFUSE", '{"a": 1}', "TURNSTONE_GUARD__REFUSE: must be a JSON list, such as"),
+        ("GUARD__REFUSE", f'["{HIDDEN}"]', "TURNSTONE_GUARD__REFUSE: must be 'PROMPT_EXFILTRATION' or"),
         ("AUTH__MODE", "token", "TURNSTONE_AUTH__MODE=token needs TURNSTONE_AUTH__API_KEY"),
         ("HOST", "0.0.0.0", "TURNSTONE_AUTH__MODE=open"),
         ("HOST", "::", "TURNSTONE_AUTH__MODE=open"),
@@ -122,6 +133,27 @@ def test_a_setting_that_cannot_work_is_named_and_nothing_starts(
 ) -> None:
     env[f"TURNSTONE_{name}"] = value
     assert said in refused("serve", env)
+
+
+def test_a_misspelt_variable_in_the_env_file_is_named_too(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"EDITOR=vi\nTURNSTONE_LLM_API_KEY={HIDDEN}\nTURNSTONE_DATADIR=/x\n")
+    said = refused("serve", env, tmp_path)
+    assert "TURNSTONE_LLM_API_KEY is not a setting; TURNSTONE_LLM__API_KEY is meant" in said
+    assert "TURNSTONE_DATADIR is not a setting; TURNSTONE_DATA_DIR is meant" in said
+
+
+def test_variables_of_others_are_none_of_ours(env: dict[str, str]) -> None:
+    env["TURNSTONE_WS"] = "ws://127.0.0.1:8000/chat"  # the README's example
+    env["TURNSTONE_CHROMIUM"] = "/usr/bin/chromium"  # the browser's tests
+    env["TURNSTONE_EMPTY"] = ""
+    for service in ("TURNSTONE", "TURNSTONE_DB"):  # what Kubernetes tells each pod of services with such names
+        env |= {f"{service}_SERVICE_HOST": "10.0.0.7", f"{service}_SERVICE_PORT_HTTP": "80"}
+        env |= {f"{service}_PORT_80_TCP_PROTO": "tcp", f"{service}_PORT_80_TCP": "tcp://10.0.0.7:80"}
+    env["TURNSTONE_DB_PORT"] = "tcp://10.0.0.7:80"
+    code, output = Command("migrate", env=env).ended()
+    assert code == 0, output
+    assert "variables_are_no_settings" in output and "TURNSTONE_CHROMIUM" in output
+    assert "TURNSTONE_EMPTY" not in output and "10.0.0.7" not in output
 
 
 @pytest.mark.parametrize("port", ["http", "70000", "-1"])
@@ -190,6 +222,61 @@ def test_a_hosted_model_without_a_key_is_told(env: dict[str, str]) -> None:
     assert "TURNSTONE_LLM__API_KEY" in refused("serve", env)
 
 
+@pytest.mark.parametrize("command", ["serve", "demo"])
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("nonsense", "TURNSTONE_LLM__MODEL=nonsense is not a model's name"),
+        ("openia:gpt-4", "LangChain cannot make the model openia:gpt-4"),
+        ("openai:gpt-4.1-mini", "TURNSTONE_LLM__API_KEY"),
+    ],
+)
+def test_a_model_that_cannot_be_is_told_before_a_database_is_made(
+    env: dict[str, str], tmp_path: Path, command: str, model: str, said: str
+) -> None:
+    del env["TURNSTONE_DATABASE__URL"], env["TURNSTONE_LLM__BASE_URL"], env["TURNSTONE_LLM__API_KEY"]
+    env["TURNSTONE_DATA_DIR"] = str(tmp_path / "data")
+    env["TURNSTONE_LLM__MODEL"] = model
+    assert said in refused(command, env)
+    assert list(tmp_path.iterdir()) == []
+    code, output = Command("doctor", env=env).ended()
+    assert code == 1, output
+    assert said in output
+
+
+def test_an_address_that_nobody_knows_is_told_as_no_network(env: dict[str, str]) -> None:
+    env["TURNSTONE_LLM__BASE_URL"] = "http://nosuch.invalid/v1"
+    assert "http://nosuch.invalid/v1 cannot be found: there is no network" in refused("serve", env)
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    """An endpoint that guards its list of models."""
+
+    async def refuse(_request: web.Request) -> web.Response:
+        return web.Response(status=403)
+
+    def build() -> web.Application:
+        app = web.Application()
+        app.router.add_get("/v1/models", refuse)
+        return app
+
+    with AppThread(build) as server:
+        yield f"{server.url}/v1"
+
+
+def test_a_gateway_that_guards_its_list_of_models_is_taken_with_a_warning(env: dict[str, str], gateway: str) -> None:
+    env["TURNSTONE_LLM__BASE_URL"] = gateway
+    with running(Command("serve", env=env)) as process:
+        process.wait_for_line("listening on")
+        assert process.stop() == 0
+    assert "model_unreachable" in process.output
+    assert f"{gateway} refuses the key (HTTP 403) for its list of models" in process.output
+    code, output = Command("doctor", env=env).ended()
+    assert code == 1
+    assert f"FAIL  model: {gateway} refuses the key (HTTP 403)" in output
+
+
 def test_an_empty_key_is_no_key(env: dict[str, str]) -> None:
     env["TURNSTONE_AUTH__MODE"] = "token"
     env["TURNSTONE_AUTH__API_KEY"] = ""
@@ -225,12 +312,17 @@ def test_doctor_tells_of_every_fault_at_once(env: dict[str, str], tmp_path: Path
     env["TURNSTONE_DATA_DIR"] = str(tmp_path / "file" / "data")
     env["TURNSTONE_DATABASE__URL"] = f"postgresql://me:{HIDDEN}@127.0.0.1:1/db"
     env["TURNSTONE_REDIS__URL"] = "redis://127.0.0.1:1"
-    env["TURNSTONE_LLM__BASE_URL"] = "http://127.0.0.1:1"
+    env["TURNSTONE_LLM__BASE_URL"] = f"http://me:{HIDDEN}@127.0.0.1:1"
+    env["TURNSTONE_CALLBACKS__URL"] = f"http://me:{HIDDEN}@127.0.0.1:1/callbacks?key={HIDDEN}"
     code, output = Command("doctor", env=env).ended()
     assert code == 1
     assert output.count("FAIL") == 5, output
     for remedy in ("PORT", "DATA_DIR", "DATABASE__URL", "REDIS__URL", "LLM__BASE_URL"):
         assert f"TURNSTONE_{remedy}" in output
+    assert "FAIL  database: The database postgresql://me:***@127.0.0.1:1/db cannot be used: " in output
+    assert "Connection refused" in output
+    assert "FAIL  model: http://127.0.0.1:1 cannot be reached now" in output
+    assert "ok    callbacks: go to http://127.0.0.1:1/callbacks, not signed" in output
     assert HIDDEN not in output
     assert "Traceback" not in output
 
@@ -252,3 +344,82 @@ def test_doctor_looks_and_changes_nothing(env: dict[str, str], postgres: str) ->
             assert "turnstone migrate" in output
         finally:
             connection.execute("DROP DATABASE untouched WITH (FORCE)")
+
+
+def test_doctor_finds_the_service_that_has_the_port(env: dict[str, str]) -> None:
+    with running(Command("serve", env=env)) as process:
+        process.wait_ready()
+        env["TURNSTONE_PORT"] = str(process.port)
+        for host in ("127.0.0.1", "localhost"):
+            code, output = Command("doctor", env={**env, "TURNSTONE_HOST": host}).ended()
+            assert code == 0, output
+            assert f"ok    port: {host}:{process.port}, a service runs there (ready)" in output
+
+
+def test_doctor_does_not_take_another_program_for_the_service(env: dict[str, str]) -> None:
+    async def fine(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    def build() -> web.Application:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", fine)
+        return app
+
+    with AppThread(build) as other:
+        env["TURNSTONE_PORT"] = str(other.port)
+        code, output = Command("doctor", env=env).ended()
+    assert code == 1
+    assert f"FAIL  port: 127.0.0.1:{other.port} is taken by another program." in output
+
+
+def test_doctor_makes_nothing_in_an_empty_folder(tmp_path: Path) -> None:
+    code, output = Command("doctor", env={"TURNSTONE_PORT": "0"}, cwd=tmp_path).ended()
+    assert code == 0, output
+    assert f"ok    data directory: {tmp_path}/.turnstone is not there yet; `serve` will make it" in output
+    assert f"ok    database: there is none in {tmp_path}/.turnstone yet; `serve` will make" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_doctor_tells_where_no_data_directory_can_be_made(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    code, output = Command("doctor", env={"TURNSTONE_PORT": "0"}, cwd=tmp_path).ended()
+    tmp_path.chmod(0o700)
+    assert code == 1
+    assert f"FAIL  data directory: {tmp_path}/.turnstone cannot be made in {tmp_path}" in output
+
+
+def test_commands_that_look_do_not_make_tables_either(env: dict[str, str], postgres: str) -> None:
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE looked_at")
+        try:
+            url = make_url(postgres).set(database="looked_at").render_as_string(hide_password=False)
+            env["TURNSTONE_DATABASE__URL"] = url
+            code, output = Command("sessions", "list", env=env).ended()
+            assert code == 1
+            assert "Run `turnstone migrate`." in output
+            with psycopg.connect(url) as looked:
+                assert looked.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+        finally:
+            connection.execute("DROP DATABASE looked_at WITH (FORCE)")
+
+
+def test_a_folder_that_was_moved_installs_anew(tmp_path: Path) -> None:
+    """The programs in .venv name the old place, where nothing is."""
+    folder = tmp_path / "a clone"
+    for needed in ("requirements/uv.txt", "requirements/runtime.txt", "pyproject.toml", ".uv/bin/uv", ".venv/.ready"):
+        (folder / needed).parent.mkdir(parents=True, exist_ok=True)
+        (folder / needed).touch()
+    shutil.copy(Path(__file__).parents[1] / "Makefile", folder)
+
+    def plan() -> str:
+        return subprocess.run(
+            ["make", "-n", "demo"], cwd=folder, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    (folder / ".venv/.ready").write_text(f"{folder}\n")
+    assert plan() == "exec .venv/bin/turnstone demo\n"
+    (folder / ".venv/.ready").write_text("/where/it/was\n")
+    assert "rm -rf .venv\n" in plan()
+    assert "uv pip sync" in plan()
+    assert plan().endswith("exec .venv/bin/turnstone demo\n")

@@ -118,7 +118,10 @@ def _text_kept(logs: list[TurnLog], turns: dict[str, Turn]) -> Finding:
         stored = turns[log.turn_id].answer or ""
         joined = len(log.view.lengths) != log.view.last_seq  # some frames held several deltas: lengths are not known
         whole = stored.startswith(kept) if log.lost_deltas and joined else stored == kept
-        found.hold(whole or (bool(log.lost_deltas) and joined), f"{log.turn_id}: {kept[-40:]!r}, {stored[-40:]!r}")
+        found.hold(
+            whole or (bool(log.lost_deltas) and joined),
+            f"{log.turn_id}: {kept[-40:]!r}, {stored[-40:]!r}, {log.lost_deltas} lost, {log.ends}",
+        )
     return found
 
 

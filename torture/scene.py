@@ -18,10 +18,10 @@ from sqlalchemy import make_url
 
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
+from tests.support.chat import Command
 from tests.support.core import FakeCore
 from tests.support.provider import Provider
 from tests.support.redis_server import RedisServer
-from tests.support.service import ServiceProcess
 
 _GONE_S = 30.0
 
@@ -61,7 +61,7 @@ class Scene:
     core: FakeCore
     env: dict[str, str]
     log_dir: Path
-    processes: list[ServiceProcess] = field(default_factory=list)
+    processes: list[Command] = field(default_factory=list)
     generation: int = 0
 
     @property
@@ -69,9 +69,9 @@ class Scene:
         """Addresses of the processes that were ready when they were last looked at."""
         return [process.url for process in self.processes if process.port and process.process.poll() is None]
 
-    def start_one(self) -> ServiceProcess:
+    def start_one(self) -> Command:
         """Start a serving process, and wait until it is ready."""
-        process = ServiceProcess("serve", env=self.env)
+        process = Command("serve", env=self.env)
         self.generation += 1
         process.wait_ready()
         return process
@@ -86,7 +86,7 @@ class Scene:
         self.keep_log(old)
         self.processes[place] = self.start_one()
 
-    def keep_log(self, process: ServiceProcess) -> None:
+    def keep_log(self, process: Command) -> None:
         """Keep what a process said, for whoever looks into a finding."""
         path = self.log_dir / f"serve-{process.process.pid}.log"
         path.write_text(process.output, encoding="utf-8")

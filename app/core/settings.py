@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import ipaddress
 import json
 from pathlib import Path
@@ -19,7 +20,14 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from app.core.errors import StartupError
 
@@ -32,6 +40,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def without_secrets(url: str) -> str:
+    """An address as it may be shown: a user, a password and a query are left out."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _url_with_scheme(*schemes: str, needs_host: bool = False) -> AfterValidator:
@@ -69,13 +83,19 @@ def _check_signing_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _read_list(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise ValueError("must be a JSON list, such as [1, 2, 4]") from None
+def _read_list(example: str) -> BeforeValidator:
+    """Reads a list from an environment variable; with `NoDecode`, so that an error names the variable."""
+
+    def read(value: Any) -> Any:
+        try:
+            found = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            found = None
+        if not isinstance(found, list | tuple):
+            raise ValueError(f"must be a JSON list, such as {example}")  # noqa: TRY004  # pydantic reports no TypeError
+        return found
+
+    return BeforeValidator(read)
 
 
 HttpUrl = Annotated[str, _url_with_scheme("http", "https", needs_host=True)]
@@ -83,8 +103,6 @@ PostgresUrl = Annotated[str, _url_with_scheme("postgresql", "postgres")]
 RedisUrl = Annotated[str, _url_with_scheme("redis", "rediss", "unix")]
 Key = Annotated[SecretStr, AfterValidator(_check_key)]
 SigningSecret = Annotated[SecretStr, AfterValidator(_check_signing_secret)]
-ReadList = BeforeValidator(_read_list)
-"""Reads a list from an environment variable; with `NoDecode`, so that an error names the variable."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Delay = Annotated[float, Field(ge=0, le=31_536_000)]
 """Seconds; none, or a year at most."""
@@ -127,7 +145,7 @@ class CallbackSettings(_Section):
     url: HttpUrl | None = None
     api_key: Key | None = None
     signing_secret: SigningSecret | None = None
-    retry_delays_s: Annotated[tuple[Delay, ...], ReadList, NoDecode] = (
+    retry_delays_s: Annotated[tuple[Delay, ...], _read_list("[1, 2, 4]"), NoDecode] = (
         1, 2, 4, 15, 60, 300, 1800, 7200, 21600, 43200,
     )  # fmt: skip
     timeout_s: Seconds = 15.0
@@ -152,7 +170,11 @@ class WorkerSettings(_Section):
 class GuardSettings(_Section):
     """What the guard does about messages it has labelled; by default it only flags."""
 
-    refuse: Annotated[tuple[Literal["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"], ...], ReadList, NoDecode] = ()
+    refuse: Annotated[
+        tuple[Literal["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"], ...],
+        _read_list('["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"]'),
+        NoDecode,
+    ] = ()
 
 
 class LimitSettings(_Section):
@@ -214,16 +236,20 @@ def load_settings(**overrides: object) -> Settings:
     """Read the settings; ``overrides`` win over the environment.
 
     Raises:
-        StartupError: a variable is unusable. The message names it and says why, and never repeats its value.
+        StartupError: a variable is unusable or misspelt. The message names it, says why, and never repeats its value.
     """
     try:
+        _refuse_misspelt_variables()
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         lines = []
         for item in error.errors(include_input=False, include_url=False):
-            name = "TURNSTONE_" + "__".join(str(part).upper() for part in item["loc"]) if item["loc"] else ""
-            lines.append(f"{name}: {item['msg']}".lstrip(": ").replace("Value error, ", ""))
-        raise StartupError("; ".join(lines) + ".", _REMEDY) from None
+            # A place within a list is no part of the variable's name.
+            name = "__".join(str(part).upper() for part in item["loc"] if not isinstance(part, int))
+            said = "is not a setting" if item["type"] == "extra_forbidden" else item["msg"]
+            lines.append(f"TURNSTONE_{name}: {said}" if name else said)
+        problem = "; ".join(lines).replace("Value error, ", "").replace("Input should be", "must be")
+        raise StartupError(f"{problem}.", _REMEDY) from None
     except SettingsError as error:
         # What it says of the value stays out; the section's name is all that it knows besides.
         section = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), None)
@@ -233,3 +259,48 @@ def load_settings(**overrides: object) -> Settings:
         ) from None
     except UnicodeDecodeError:
         raise StartupError("The file .env is not UTF-8.", "Save it as UTF-8 and start again.") from None
+
+
+def strange_variables() -> list[str]:
+    """Variables with our prefix that are no settings nor like one: somebody's (Kubernetes makes some) or a slip."""
+    known = _variables()
+    return [name for name in _unknown_variables(known) if not _is_meant(name, known)]
+
+
+def _refuse_misspelt_variables() -> None:
+    """A misspelt variable that is passed over leaves its default in force, and nobody knows why."""
+    known = _variables()
+    misspelt = [name for name in _unknown_variables(known) if _is_meant(name, known)]
+    if misspelt:
+        remedy = "docs/operations.md lists the settings; mend or remove it in the environment or .env."
+        problem = "; ".join(f"{name} is not a setting{_meant(name, known)}" for name in misspelt)
+        raise StartupError(f"{problem}.", remedy)
+
+
+def _unknown_variables(known: set[str]) -> list[str]:
+    names = [
+        variable.upper()
+        for source in (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))
+        for variable in source.env_vars
+    ]
+    return [name for name in dict.fromkeys(names) if name.startswith("TURNSTONE_") and name not in known]
+
+
+def _is_meant(name: str, known: set[str]) -> bool:
+    return "__" in name or bool(_meant(name, known))
+
+
+def _variables() -> set[str]:
+    names = set()
+    for name, field in Settings.model_fields.items():
+        names.add(f"TURNSTONE_{name}".upper())
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            names |= {f"TURNSTONE_{name}__{inner}".upper() for inner in field.annotation.model_fields}
+    return names
+
+
+def _meant(name: str, known: set[str]) -> str:
+    prefix = "TURNSTONE_"  # what all have in common would make anything seem close
+    choices = [choice.removeprefix(prefix) for choice in known]
+    close = difflib.get_close_matches(name.removeprefix(prefix), choices, n=1, cutoff=0.8)
+    return f"; {prefix}{close[0]} is meant" if close else ""

@@ -10,7 +10,7 @@ import aiohttp
 import structlog
 
 from app.core.errors import StartupError
-from app.core.settings import LlmSettings, Settings
+from app.core.settings import LlmSettings, Settings, without_secrets
 from app.domain.model_client import ModelClient
 from app.infrastructure.llm.local_model import CONTEXT_TOKENS, MODEL_NAME, LocalModel
 from app.infrastructure.llm.openai_client import OPENAI_URL, OpenAIClient
@@ -107,11 +107,12 @@ async def check_remote(llm: LlmSettings) -> str | None:
     """Ask an OpenAI-compatible endpoint for its models.
 
     Returns:
-        A warning where the endpoint cannot be reached just now or does not list the model, else ``None``. Endpoints
-        that have no such list are taken as they are.
+        A warning where the endpoint cannot be reached just now, does not show its list or does not list the model, else
+        ``None``. Endpoints that have no such list are taken as they are.
 
     Raises:
-        StartupError: what is set can never work: no key, a wrong key, an unknown model, a host name nobody knows.
+        StartupError: what is set can never work: a host name nobody knows; at OpenAI itself also a missing or wrong
+            key, or an unknown model.
     """
     provider, name = split_model(llm.model)
     if provider != "openai":
@@ -121,6 +122,7 @@ async def check_remote(llm: LlmSettings) -> str | None:
             f"TURNSTONE_LLM__MODEL={llm.model} needs a key.", "Set TURNSTONE_LLM__API_KEY (or TURNSTONE_LLM__BASE_URL)."
         )
     base = (llm.base_url or OPENAI_URL).rstrip("/")
+    shown = without_secrets(base)
     headers = {"authorization": f"Bearer {llm.api_key.get_secret_value()}"} if llm.api_key is not None else {}
     try:
         async with (
@@ -128,18 +130,23 @@ async def check_remote(llm: LlmSettings) -> str | None:
             client.get(f"{base}/models", headers=headers, allow_redirects=False) as response,
         ):
             if response.status in {401, 403}:
-                raise StartupError(f"{base} refuses the key (HTTP {response.status}).", "Set TURNSTONE_LLM__API_KEY.")
+                refused = f"{shown} refuses the key (HTTP {response.status})"
+                if llm.base_url is None:
+                    raise StartupError(f"{refused}.", "Set TURNSTONE_LLM__API_KEY.")
+                # Some gateways guard their list, and take the key for turns all the same.
+                return f"{refused} for its list of models; turns fail with llm_unavailable if it does for them too."
             if 300 <= response.status < 400:
-                return f"{base} redirects (HTTP {response.status}), which turns do not follow; set where it leads to."
+                return f"{shown} redirects (HTTP {response.status}), which turns do not follow; set where it leads to."
             known = _model_names(await response.json(content_type=None)) if response.status == 200 else set()
     except aiohttp.ClientConnectorDNSError:
         raise StartupError(
-            f"The host of {base} is not known here; is there a network?", "Mend TURNSTONE_LLM__BASE_URL or the network."
+            f"The host of {shown} cannot be found: there is no network, or no host of that name.",
+            "Mend TURNSTONE_LLM__BASE_URL or the network.",
         ) from None
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-        return f"{base} cannot be reached now ({type(error).__name__}); turns fail with llm_unavailable until it can."
+        return f"{shown} cannot be reached now ({type(error).__name__}); turns fail with llm_unavailable until it can."
     if known and name not in known:
-        problem = f"{base} has no model named {name} in its list"
+        problem = f"{shown} has no model named {name} in its list"
         if llm.base_url is None:
             raise StartupError(f"{problem}.", "Mend TURNSTONE_LLM__MODEL.")
         return f"{problem} ({', '.join(sorted(known)[:10])})."  # lists of other endpoints need not be complete
