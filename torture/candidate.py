@@ -40,12 +40,21 @@ ACTIONS = {"ask": 4.0, "drop": 4.0, "cancel": 2.0, "cancel_elsewhere": 1.5, "rep
 
 @dataclass
 class View:
-    """What a candidate holds of a turn, put together from all its connections."""
+    """What a candidate holds of a turn, put together from all its connections.
+
+    ``lengths`` are those of the frames. ``cut_unknown``: it was told to cut back to a delta within a frame that had
+    joined several, so that what it holds is longer than what is stored.
+    """
 
     text: str = ""
     last_seq: int = 0
     lengths: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    cut_unknown: bool = False
+
+    def begin_again(self) -> None:
+        """The turn is shown from its first delta on."""
+        self.text, self.last_seq, self.lengths = "", 0, []
 
     def take(self, frame: dict[str, Any]) -> None:
         """Add a delta; one that does not follow on is a fault."""
@@ -59,10 +68,15 @@ class View:
         self.last_seq = last
         self.lengths.append(len(frame["content"]))
 
-    def at_end(self, frame: dict[str, Any]) -> int:
-        """The turn ended; returns how many deltas had been shown that are gone."""
-        kept = frame.get("last_seq", self.last_seq)
-        return max(0, self.last_seq - kept)
+    def end(self, frame: dict[str, Any]) -> int:
+        """The turn ended: cut back what was not safe; returns how many deltas that are."""
+        lost = max(0, self.last_seq - frame.get("last_seq", self.last_seq))
+        if lost and len(self.lengths) == self.last_seq:
+            self.lengths = self.lengths[: self.last_seq - lost]
+            self.text = self.text[: sum(self.lengths)]
+        elif lost:
+            self.cut_unknown = True
+        return lost
 
 
 @dataclass
@@ -72,7 +86,9 @@ class TurnLog:
     Attributes:
         started: session and number, as ``started`` said.
         ends: the terminal frames of all its readings; one per reading.
-        extra: frames that came after a reading's end.
+        refusals: codes of errors that were no end of the turn.
+        lost_deltas: shown, and gone by the end.
+        cancelled_at, told_cancelled_at: when it asked, and when it was told.
         unanswered: no end came in time.
     """
 
@@ -171,7 +187,7 @@ class Candidate:
                 turn.started.add((frame["session_id"], frame["turn"]))
                 if fresh:
                     # The same frame again is answered from the first delta on.
-                    view.text, view.last_seq, view.lengths = "", 0, []
+                    view.begin_again()
             elif frame["type"] == "delta":
                 fresh = False
                 view.take(frame)
@@ -187,7 +203,7 @@ class Candidate:
                 if frame["type"] == "cancelled":
                     turn.told_cancelled_at = time.monotonic()
                 turn.ends.append(frame)
-                turn.lost_deltas = max(turn.lost_deltas, view.at_end(frame))
+                turn.lost_deltas = max(turn.lost_deltas, view.end(frame))
                 return True
 
     async def _cancel(self, socket: Any, turn: TurnLog, *, elsewhere: bool) -> None:

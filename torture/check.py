@@ -112,16 +112,9 @@ def _text_kept(logs: list[TurnLog], turns: dict[str, Turn]) -> Finding:
     for log in logs:
         if not log.ends or log.view.faults:
             continue
-        kept = log.view.text
-        if log.lost_deltas:
-            kept = kept[: sum(log.view.lengths[: len(log.view.lengths) - log.lost_deltas])]
-        stored = turns[log.turn_id].answer or ""
-        joined = len(log.view.lengths) != log.view.last_seq  # some frames held several deltas: lengths are not known
-        whole = stored.startswith(kept) if log.lost_deltas and joined else stored == kept
-        found.hold(
-            whole or (bool(log.lost_deltas) and joined),
-            f"{log.turn_id}: {kept[-40:]!r}, {stored[-40:]!r}, {log.lost_deltas} lost, {log.ends}",
-        )
+        held, stored = log.view.text, turns[log.turn_id].answer or ""
+        same = held.startswith(stored) if log.view.cut_unknown else held == stored
+        found.hold(same, f"{log.turn_id}: {held[-40:]!r}, {stored[-40:]!r}, {log.lost_deltas} lost, {log.ends}")
     return found
 
 
