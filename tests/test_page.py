@@ -422,6 +422,45 @@ async def test_answered_heartbeat_keeps_the_connection(page: Page, server: PageS
     assert len(await events(page, "frame")) >= 5, "pongs"
 
 
+async def states(page: Page) -> list[str]:
+    return [event["state"] for event in await events(page, "state")]
+
+
+async def test_connection_outlives_a_network_it_does_not_need(page: Page, server: PageServer) -> None:
+    await open_client(page, server)
+    await until_true(page, "client.state === 'open'")
+    await page.evaluate("dispatchEvent(new Event('offline'))")
+    assert (await ask(page))["state"] == "done", "what is sent meanwhile is sent"
+    assert await states(page) == ["connecting", "open", "offline", "open"]
+    assert len(server.connections) == 1
+
+
+async def test_connection_lost_with_its_network_is_found_soon(page: Page, server: PageServer) -> None:
+    await open_client(page, server, doubtMs=100)
+    await until_true(page, "client.state === 'open'")
+    await page.context.set_offline(True)
+    await until_true(page, "events.some((event) => event.state === 'waiting')")
+    await page.context.set_offline(False)
+    await until_true(page, "client.state === 'open'")
+    seen = await states(page)
+    assert seen[:4] == ["connecting", "open", "offline", "waiting"]
+    assert len(server.connections) == 2
+
+
+async def test_connection_that_died_in_a_change_of_networks_is_replaced(page: Page, server: PageServer) -> None:
+    async def answer_once(connection: Connection, _: Frame) -> None:
+        if connection.number > 1 or not await page.evaluate("window.moved"):
+            await connection.send({"type": "pong"})
+
+    server.script = script(ping=answer_once)
+    await open_client(page, server)  # with the patience it has by itself
+    await until_true(page, "events.some((event) => event.type === 'pong' || event.kind === 'frame')")
+    begun = asyncio.get_running_loop().time()
+    await page.evaluate("window.moved = true; dispatchEvent(new Event('online'))")
+    await until(lambda: len(server.connections) == 2)
+    assert asyncio.get_running_loop().time() - begun < 5
+
+
 async def test_cancel_is_repeated_after_a_lost_connection(page: Page, server: PageServer) -> None:
     async def run(connection: Connection, frame: Frame) -> None:
         if frame["type"] == "message":
