@@ -990,7 +990,7 @@ async def test_narrow_screen_does_not_scroll_sideways(page: Page, server: PageSe
 
 
 def core_event(number: int, kind: str) -> Frame:
-    body = {"type": kind, "session_id": "1", "turn": number, "total_tokens": 312, "note": "<b>not bold</b>"}
+    body = {"type": kind, "session_id": "1", "turn": number, "total_tokens": 14312, "note": "<b>not bold</b>"}
     return {"n": number, "received_at": "2026-01-01T10:00:00Z", "headers": {"webhook-id": f"m{number}"}, "body": body}
 
 
@@ -999,18 +999,37 @@ async def test_core_pane_shows_callbacks_as_they_arrive(page: Page, server: Page
     await open_page(page, server)
     pane = page.get_by_role("complementary", name="What Core received")
     await expect(pane.locator("strong")).to_have_text(["usage"])
-    await expect(pane.locator("summary span")).to_have_text(["session 1 · turn 1 · 312 tokens"])
-    server.core_events.append(core_event(2, "message_response"))
-    await expect(pane.locator("strong")).to_have_text(["message_response", "usage"])
-    await pane.locator("summary").first.click()
-    await expect(pane.locator("pre").first).to_contain_text('"note": "<b>not bold</b>"')
-    await expect(pane.locator("pre").first).to_contain_text("webhook-id: m2")
+    await expect(pane.locator("li span")).to_have_text(["session 1 · turn 1 · 14,312 tokens"])
+    failure = {"type": "error", "session_id": "1", "error_type": "llm_timeout", "metadata": {"turn": 2}}
+    server.core_events.append(core_event(2, "error") | {"body": failure})
+    await expect(pane.locator("strong")).to_have_text(["error", "usage"])
+    await expect(pane.locator("li span").first).to_have_text("session 1 · turn 2 · llm_timeout")
+    colours = await pane.locator("li span").evaluate_all("(all) => all.map((e) => getComputedStyle(e).color)")
+    assert colours[0] != colours[1]
+    await expect(page.locator("#core-count")).to_have_text("2")
+    await pane.locator("li summary").last.click()
+    raw = pane.get_by_role("region", name="Body and headers of usage")
+    await expect(raw).to_contain_text('"note": "<b>not bold</b>"')
+    await expect(raw).to_contain_text("webhook-id: m1")
+
+
+async def test_core_pane_outlives_a_restarted_demo(page: Page, server: PageServer) -> None:
+    server.core_events = []
+    await open_page(page, server)
+    pane = page.get_by_role("complementary", name="What Core received")
+    await expect(pane).to_contain_text("Nothing yet.")
+    server.core_events = [core_event(number, "usage") for number in (1, 2, 3)]
+    await expect(pane.locator("strong")).to_have_text(["usage"] * 3)
+    await expect(page.locator("#core-empty")).to_be_hidden()
+    await page.route("**/demo/core/events?*", lambda route: route.fulfill(body="<half an ans"), times=1)
+    server.core_epoch, server.core_events = "second", [core_event(1, "message_response")]
+    await expect(pane.locator("strong")).to_have_text(["message_response"])
 
 
 async def test_no_core_pane_without_the_demo(page: Page, server: PageServer) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/demo/" in request.url else None)
     await open_page(page, server)
-    await asyncio.sleep(1.5)
-    assert asked == [f"{server.url}/demo/core/events?after=0"]
+    await page.evaluate("new Promise((resolve) => setTimeout(resolve, 50))")
+    assert asked == []
     await expect(page.locator("#core")).to_be_hidden()

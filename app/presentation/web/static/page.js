@@ -351,4 +351,4 @@ chooser.addEventListener("submit", (event) => {
 client.connect();
 input.focus();
 const restored = restore().catch(explainRestore);
-watchCore((path) => server.request(path), byId("core"), byId("core-events"));
+watchCore((path, options) => server.request(path, options), byId("core"));
