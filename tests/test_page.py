@@ -665,6 +665,20 @@ async def test_lost_connection_is_said(page: Page, server: PageServer) -> None:
     await expect(page.locator("#connection")).to_have_text("Connected")
 
 
+async def test_offline_is_said_and_the_running_answer_waits(page: Page, server: PageServer) -> None:
+    server.script = Chat(["word "] * 60, pace_s=0.03)
+    await open_page(page, server)
+    await write(page)
+    await expect(page.locator(".status")).to_have_text("Writing…")
+    await page.context.set_offline(True)
+    await expect(page.locator("#connection")).to_have_text("Offline", timeout=1_000)
+    await expect(page.locator("li[data-mood=paused] .status")).to_have_text("Waiting for the connection")
+    await page.context.set_offline(False)
+    await expect(page.locator("#connection")).to_have_text("Connected")
+    await expect(ended(page)).to_have_count(1)
+    await expect(page.locator(".answer")).to_have_text("word " * 60)
+
+
 async def test_answer_cannot_run_anything(page: Page, server: PageServer) -> None:
     attack = (
         "<script>window.hacked = 1</script>\n\n<img src=x onerror='window.hacked = 2'>\n\n"
@@ -713,7 +727,7 @@ async def test_reload_in_mid_stream(page: Page, server: PageServer) -> None:
     assert [turn.message for turn in first.turns] == ["First?", "Second?"]
     assert server.frames("resume")[0]["after_seq"] == 0
     await page.reload()
-    await expect(page.locator(".status")).to_have_text(["50 tokens (10 in, 40 out)"] * 2)
+    await expect(page.locator(".status")).to_have_text(["40 tokens out"] * 2)
     assert len(server.frames("resume")) == 1, "what has ended is not asked for again"
 
 
@@ -780,9 +794,32 @@ async def test_error_that_will_not_pass_gives_the_message_back(page: Page, serve
     server.script = fail
     await open_page(page, server)
     await write(page, "a long text")
-    await expect(page.locator(".status")).to_have_text("It failed: message_too_large.")
-    await expect(page.get_by_role("button", name="Try again")).to_have_count(0)
-    await expect(page.get_by_label("Message", exact=True)).to_have_value("a long text")
+    remark = page.locator("#remark")
+    await expect(remark).to_have_text("It failed: message_too_large.")
+    await expect(page.locator("#announcer")).to_have_text("It failed: message_too_large.")
+    await expect(page.locator("#turns > li")).to_have_count(0)
+    await expect(page.locator("#welcome")).to_be_visible()
+    box = page.get_by_label("Message", exact=True)
+    await expect(box).to_have_value("a long text")
+    await expect(box).to_have_attribute("aria-invalid", "true")
+    await expect(box).to_have_accessible_description(re.compile("^It failed: message_too_large"))
+    await box.press("Backspace")
+    await expect(remark).to_be_hidden()
+    await expect(box).not_to_have_attribute("aria-invalid", "true")
+
+
+async def test_second_message_is_held_back_while_an_answer_runs(page: Page, server: PageServer) -> None:
+    server.script = Chat(["word "] * 500, pace_s=0.02)
+    await open_page(page, server)
+    await write(page)
+    await expect(page.locator(".answer")).to_contain_text("word word")
+    await write(page, "And then?")
+    await expect(page.locator("#remark")).to_have_text("An answer is still being written. Stop it first, or wait.")
+    await page.keyboard.press("Escape")
+    await expect(ended(page)).to_have_count(1)
+    await expect(page.locator("#remark")).to_be_hidden()
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("And then?")
+    assert len(server.frames("message")) == 1
 
 
 async def test_conversation_that_cannot_be_loaded_is_said(page: Page, server: PageServer) -> None:
@@ -821,6 +858,29 @@ async def test_enter_that_ends_a_composition_does_not_send(page: Page, server: P
     assert server.frames("message")[0]["message"] == "한국어"
 
 
+@pytest.mark.parametrize("given", ["exam_id=abc", "exam_id=-3", "exam_id=1&participant_id="])
+async def test_address_that_names_no_exam_opens_none(page: Page, server: PageServer, given: str) -> None:
+    await page.goto(f"{server.url}/?{given}")
+    wrong = given.rsplit("&", maxsplit=1)[-1]
+    await expect(page.locator(".notice")).to_contain_text(f"The address says {wrong}.")
+    await expect(page.get_by_label("Message", exact=True)).to_be_disabled()
+    assert server.connections == []
+    await page.keyboard.type("7")  # into the field that was wrong
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#connection")).to_have_text("Connected")
+    await expect(page.locator(".notice")).to_have_count(0)
+    assert "=7" in page.url
+
+
+async def test_token_added_to_an_open_page(page: Page, server: PageServer) -> None:
+    await open_page(page, server, "?exam_id=1&participant_id=1")
+    await page.evaluate("location.hash = '#token=abc.def'")
+    await until(lambda: len(server.connections) == 2)
+    await expect(page.locator("#connection")).to_have_text("Connected")
+    assert page.url.endswith("/?exam_id=1&participant_id=1")
+    assert server.connections[1].protocols == "turnstone.v1, bearer.abc.def"
+
+
 async def test_keyboard_alone(page: Page, server: PageServer) -> None:
     server.script = Chat(CODE_ANSWER)
     await open_page(page, server)
@@ -851,7 +911,8 @@ async def test_code_is_copied(page: Page, server: PageServer) -> None:
     await write(page)
     await expect(page.locator(".answer li")).to_have_count(2)
     await page.get_by_role("button", name="Copy python code").click()
-    await expect(page.locator(".copy")).to_have_text("Copied")
+    await expect(page.get_by_role("button", name="Copied python code")).to_have_text("Copied")
+    await expect(page.locator("#announcer")).to_have_text("Copied.")
     assert await page.evaluate("navigator.clipboard.readText()") == "print('한국어')\n"
 
 
@@ -866,6 +927,21 @@ async def test_selection_and_focus_outlive_a_growing_answer(page: Page, server: 
     await expect(ended(page)).to_have_count(1)
     await expect(page.locator(".copy")).to_be_focused()
     assert (await page.evaluate("getSelection().toString().trim()")).startswith("Some text.")
+
+
+async def test_growing_code_keeps_focus_and_scroll_position(page: Page, server: PageServer) -> None:
+    server.script = Chat([f"```py\nx = '{'long ' * 60}'\n", *["y = 1\n"] * 60], pace_s=0.02)
+    await open_page(page, server)
+    await write(page)
+    await page.get_by_role("button", name="Copy py code").focus()
+    await page.evaluate("document.querySelector('.answer pre').scrollLeft = 150")
+    before = await page.evaluate("(window.block = document.querySelector('.answer pre')).textContent.length")
+    await expect(ended(page)).to_have_count(1)
+    await expect(page.locator(".answer .tail")).to_have_text("")
+    assert await page.evaluate("document.querySelector('.answer pre').textContent.length") > before
+    await expect(page.locator(".copy")).to_be_focused()
+    assert await page.evaluate("document.querySelector('.answer pre').scrollLeft") == 150
+    assert await page.evaluate("document.querySelector('.answer pre') === block")
 
 
 async def test_reader_further_up_is_left_in_peace(page: Page, server: PageServer) -> None:
@@ -888,21 +964,26 @@ async def test_reader_further_up_is_left_in_peace(page: Page, server: PageServer
     await until_true(page, at_end)
 
 
-async def test_screen_reader_hears_an_answer_once(page: Page, server: PageServer) -> None:
-    server.script = Chat(["word "] * 60, pace_s=0.01)
+LISTEN = """() => {
+  window.heard = [];
+  const announcer = document.getElementById("announcer");
+  new MutationObserver(() => heard.push(announcer.textContent)).observe(announcer, { childList: true });
+}"""
+
+
+async def test_screen_reader_hears_an_answer_once_and_without_signs(page: Page, server: PageServer) -> None:
+    text = (
+        "# So\n\nIt **is** `x`:\n\n```java\nint a;\nint b;\n```\n\n- [x] one\n\n```\ncode\n```\n\n|a|b|\n|-|-|\n|1|2|"
+    )
+    server.script = Chat(re.findall(r"\s*\S+\s*", text), pace_s=0.02)
     await open_page(page, server)
     log = page.get_by_role("log", name="Conversation")
     await expect(log).to_have_attribute("aria-live", "off")
-    await page.evaluate(
-        """() => {
-          window.heard = [];
-          const announcer = document.getElementById("announcer");
-          new MutationObserver(() => heard.push(announcer.textContent)).observe(announcer, { childList: true });
-        }"""
-    )
+    await page.evaluate(LISTEN)
     await write(page)
-    await expect(ended(page)).to_have_count(1)
-    assert await page.evaluate("heard") == ["Waiting for the answer.", "Answer: " + "word " * 60]
+    await until_true(page, "heard.length === 2")
+    said = "Answer: So It is x: Code block, java, 2 lines. ☑ one Code block, 1 line. a b 1 2"
+    assert await page.evaluate("heard") == ["Waiting for the answer.", said]
     assert await page.locator("#announcer").get_attribute("aria-live") == "polite"
 
 
