@@ -985,6 +985,37 @@ async def test_screen_reader_hears_an_answer_once_and_without_signs(page: Page, 
     said = "Answer: So It is x: Code block, java, 2 lines. ☑ one Code block, 1 line. a b 1 2"
     assert await page.evaluate("heard") == ["Waiting for the answer.", said]
     assert await page.locator("#announcer").get_attribute("aria-live") == "polite"
+    await expect(page.get_by_role("heading", level=1)).to_have_count(1)
+    await expect(page.get_by_role("heading", level=3, name="So")).to_be_visible()
+    for name in ("java code", "code", "Table"):
+        await expect(page.get_by_role("region", name=name, exact=True)).to_have_attribute("tabindex", "0")
+
+
+BROKEN = {"usage": USAGE, "last_seq": 1, "turn": 1}
+ENDINGS: dict[str, tuple[Frame, str]] = {
+    "stopped": ({"type": "cancelled", "turn": 1, "usage": USAGE}, "Stopped. The answer so far: some"),
+    "broken off": (
+        error(None, "llm_timeout", **BROKEN),
+        "The answer broke off. It failed: llm_timeout. It says so far: some",
+    ),
+    "too long": (
+        {"type": "done", "turn": 1, "finish_reason": "length", "usage": USAGE},
+        "Cut off at the longest length allowed. Answer: some",
+    ),
+}
+
+
+@pytest.mark.parametrize(("end", "said"), ENDINGS.values(), ids=ENDINGS.keys())
+async def test_screen_reader_hears_how_an_answer_ended(page: Page, server: PageServer, end: Frame, said: str) -> None:
+    async def run(connection: Connection, frame: Frame) -> None:
+        if frame["type"] == "message":
+            turn_id = frame["turn_id"]
+            await connection.send(started(turn_id), delta(turn_id, 1, "some"), {**end, "turn_id": turn_id})
+
+    server.script = run
+    await open_page(page, server)
+    await write(page)
+    await expect(page.locator("#announcer")).to_have_text(said)
 
 
 async def test_everything_has_a_name_and_a_role(page: Page, server: PageServer) -> None:
@@ -1041,9 +1072,27 @@ async def test_words_stand_out_from_their_ground(browser: Browser, server: PageS
     measured = await page.evaluate(CONTRAST)
     assert len(measured) > 15
     assert [item for item in measured if item[0] < 4.5] == [], "WCAG AA"
+    await page.evaluate("document.activeElement.blur()")
+    edges = await page.evaluate(EDGES)
+    assert len(edges) == 5
+    assert [item for item in edges if item[0] < 3] == [], "WCAG AA, of what is written in or pressed"
     ground = await page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(ground) < 150) == (scheme == "dark")
     await context.close()
+
+
+EDGES = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = light(getComputedStyle(document.body).backgroundColor);
+  return [...document.querySelectorAll("input, textarea, #send, #place button")].map((e) => {
+    const [a, b] = [light(getComputedStyle(e).borderColor), ground].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 80)];
+  });
+}"""
 
 
 @pytest.mark.parametrize("width", [320, 360, 768])
@@ -1068,6 +1117,70 @@ async def test_narrow_screen_does_not_scroll_sideways(page: Page, server: PageSe
         "document.getElementById('log').scrollWidth <= document.getElementById('log').clientWidth"
     )
     await expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 256), (844, 390), (320, 640), (1280, 400)])
+async def test_low_window_keeps_everything_within_reach(
+    page: Page, server: PageServer, width: int, height: int
+) -> None:
+    server.script = Chat([*CODE_ANSWER, "\nAnd a long line of text, which breaks. " * 20])
+    server.core_events = [core_event(number, "usage") for number in range(1, 30)]
+    await page.set_viewport_size({"width": width, "height": height})
+    await open_page(page, server)
+    boxes = """() => Object.fromEntries(["log", "welcome", "message", "total", "composer", "core"].map((id) => {
+      const { top, bottom, height } = document.getElementById(id).getBoundingClientRect();
+      return [id, { top, bottom, height }];
+    }))"""
+    empty = await page.evaluate(boxes)
+    assert empty["welcome"]["bottom"] <= empty["log"]["bottom"] or height < 300, "the welcome is not cut off"
+    await write(page)
+    await expect(ended(page)).to_have_count(1)
+    at = await page.evaluate(boxes)
+    assert at["log"]["height"] >= 140
+    assert at["log"]["bottom"] <= at["composer"]["top"] + 0.5
+    assert at["total"]["bottom"] <= at["composer"]["bottom"]
+    if width < 1024:
+        assert at["composer"]["bottom"] <= at["core"]["top"] + 0.5
+        assert at["core"]["height"] < 60, "folded"
+        await page.get_by_text("What Core received").click()
+        await expect(page.locator("#core-events li").first).to_be_visible()
+        assert (await page.evaluate(boxes))["log"]["height"] >= 140
+    await page.get_by_label("Message", exact=True).focus()
+    for name in ("Send", "Open"):
+        await page.get_by_role("button", name=name).scroll_into_view_if_needed()
+        await expect(page.get_by_role("button", name=name)).to_be_in_viewport(ratio=1)
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_composer_stands_in_line_with_the_conversation(page: Page, server: PageServer) -> None:
+    edges = """() => [".answer", ".column"].map((selector) => {
+      const { left, right } = document.querySelector(selector).getBoundingClientRect();
+      return [left, right];
+    })"""
+    await open_page(page, server)
+    await write(page)
+    await expect(ended(page)).to_have_count(1)
+    for width in (360, 1280):
+        await page.set_viewport_size({"width": width, "height": 500})
+        answer, composer = await page.evaluate(edges)
+        assert answer == composer
+
+
+async def test_systems_colours_leave_bubbles_and_dots(browser: Browser, server: PageServer) -> None:
+    context = await browser.new_context(forced_colors="active")
+    page = await context.new_page()
+    await open_page(page, server)
+    await write(page)
+    await expect(ended(page)).to_have_count(1)
+    looks = """() => {
+      const look = (selector, part) => getComputedStyle(document.querySelector(selector), part);
+      return [look(".question").borderStyle, look("#connection", "::before").backgroundColor,
+        look("body").backgroundColor];
+    }"""
+    border, dot, ground = await page.evaluate(looks)
+    assert border == "solid"
+    assert dot != ground
+    await context.close()
 
 
 def core_event(number: int, kind: str) -> Frame:
