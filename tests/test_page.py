@@ -406,6 +406,8 @@ async def test_silent_connection_is_replaced(page: Page, server: PageServer) -> 
     async def run(connection: Connection, frame: Frame) -> None:
         if connection.number > 1 and frame["type"] == "resume":
             await connection.send(delta("t1", 2, "b"), done())
+        elif connection.number > 1 and frame["type"] == "ping":
+            await connection.send({"type": "pong"})
         elif frame["type"] == "message":
             await connection.send(started(), delta("t1", 1, "a"))  # and never a word again
 
@@ -453,12 +455,10 @@ async def test_connection_that_died_in_a_change_of_networks_is_replaced(page: Pa
             await connection.send({"type": "pong"})
 
     server.script = script(ping=answer_once)
-    await open_client(page, server)  # with the patience it has by itself
+    await open_client(page, server, doubtMs=200)
     await until_true(page, "events.some((event) => event.type === 'pong' || event.kind === 'frame')")
-    begun = asyncio.get_running_loop().time()
     await page.evaluate("window.moved = true; dispatchEvent(new Event('online'))")
-    await until(lambda: len(server.connections) == 2)
-    assert asyncio.get_running_loop().time() - begun < 5
+    await until(lambda: len(server.connections) == 2)  # the heartbeat would find out after 30 s
 
 
 async def test_cancel_is_repeated_after_a_lost_connection(page: Page, server: PageServer) -> None:
@@ -862,7 +862,7 @@ async def test_enter_that_ends_a_composition_does_not_send(page: Page, server: P
 async def test_address_that_names_no_exam_opens_none(page: Page, server: PageServer, given: str) -> None:
     await page.goto(f"{server.url}/?{given}")
     wrong = given.rsplit("&", maxsplit=1)[-1]
-    await expect(page.locator(".notice")).to_contain_text(f"The address says {wrong}.")
+    await expect(page.locator(".notice")).to_contain_text(f"The address says {wrong}, ")
     await expect(page.get_by_label("Message", exact=True)).to_be_disabled()
     assert server.connections == []
     await page.keyboard.type("7")  # into the field that was wrong

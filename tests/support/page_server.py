@@ -311,7 +311,7 @@ async def _add_policy(_: web.Request, response: web.StreamResponse) -> None:
 async def open_page_server(script: Script | None = None) -> AsyncIterator[PageServer]:
     """The server on a free port of the loopback address."""
     server = PageServer(script or Chat(["Hello", ", ", "world."]))
-    runner = web.AppRunner(server.application(), shutdown_timeout=0.1)
+    runner = web.AppRunner(server.application(), shutdown_timeout=0.01)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

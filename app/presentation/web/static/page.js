@@ -445,7 +445,8 @@ addEventListener("hashchange", () => {
 
 /** Nothing is opened where the address names no exam: a candidate would write into somebody else's conversation. */
 function explainMistakes() {
-  showNotice(`The address says ${mistakes.join(" and ")}. It has to be a whole number from 1 up: choose it above.`);
+  const wrong = mistakes.join(" and ");
+  showNotice(`The address says ${wrong}, which is no whole number from 1 up. Choose the exam and participant above.`);
   input.disabled = true;
   /** @type {HTMLButtonElement} */ (send).disabled = true;
   for (const field of [participantField, examField]) {
