@@ -375,6 +375,9 @@ async def test_token_comes_in_the_address_and_leaves_it(
         await expect(stranger.locator("#connection")).to_have_text("Not signed in")
         await expect(stranger.locator(".notice")).to_contain_text("This server asks for a token.")
         await picture(stranger, "10-no-token")
+        await stranger.evaluate("location.hash = '#token=the-key.of~exam_1'")  # as typed into the address bar
+        await expect(stranger.locator("#connection")).to_have_text("Connected")
+        assert stranger.url == f"{service.url}/"
     await visit(page, service.url, "#token=the-key.of~exam_1")
     assert page.url == f"{service.url}/"
     await write(page, "Hello")
