@@ -20,6 +20,7 @@ from app.main import create_app
 from app.server import Stopping, listen, serve, serving
 
 _KEPT = 500
+_EVENTS = "/demo/core/events"
 
 
 class DemoCore:
@@ -29,6 +30,8 @@ class DemoCore:
         self._webhook = Webhook(secret)
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._numbers = itertools.count(1)
+        # The numbers begin anew with each start; by this a page that was open before it notices.
+        self._epoch = secrets.token_hex(8)
 
     def receive(self, body: bytes, headers: dict[str, str]) -> bool:
         """Take one callback; ``False`` when its signature is wrong."""
@@ -48,9 +51,9 @@ class DemoCore:
         return True
 
     def events(self, after: int) -> dict[str, Any]:
-        """What came after number ``after``."""
+        """What came after number ``after``; ``epoch`` names the run whose numbers these are."""
         items = [event for event in self._events if event["n"] > after]
-        return {"items": items, "next": items[-1]["n"] if items else after}
+        return {"epoch": self._epoch, "items": items, "next": items[-1]["n"] if items else after}
 
     def app(self) -> FastAPI:
         """The receiver as an application of its own."""
@@ -80,7 +83,9 @@ async def demo(settings: Settings, stopping: Stopping, *, say: Say) -> None:
     settings = settings.model_copy(update={"callbacks": callbacks})
     app = create_app(settings, say=say)
 
-    @app.get("/demo/core/events", include_in_schema=False)
+    app.state.core_events = _EVENTS  # the page is told where to look
+
+    @app.get(_EVENTS, include_in_schema=False)
     async def events(after: int = 0) -> JSONResponse:
         return JSONResponse(core.events(after))
 

@@ -15,6 +15,7 @@ from app.presentation.web.markdown import CPU_BUDGET_S, MAX_CHARS, render_markdo
 ALLOWED = {
     "a": {"href", "title", "target", "rel"},
     "code": {"class"},
+    "li": {"class"},
     "ol": {"start"},
     "p": {"class"},
     "span": {"class"},
@@ -23,7 +24,7 @@ ALLOWED = {
 } | {
     tag: set()
     for tag in (
-        *("blockquote", "br", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "pre", "s", "strong"),
+        *("blockquote", "br", "em", "h3", "h4", "h5", "h6", "hr", "pre", "s", "strong"),
         *("table", "tbody", "thead", "tr", "ul"),
     )
 }
@@ -190,8 +191,21 @@ def test_table_aligns_by_class() -> None:
 def test_ordinary_markup() -> None:
     parsed = parse_harmless("# T\n\n3. **b** *i* ~~s~~\n\n- x\n\n> q\n\n---\na\nb")
     tags = {tag for tag, _ in parsed.elements}
-    assert {"h1", "ol", "strong", "em", "s", "ul", "li", "blockquote", "hr", "br"} <= tags
+    assert {"h3", "ol", "strong", "em", "s", "ul", "li", "blockquote", "hr", "br"} <= tags
     assert parsed.all("ol") == [{"start": "3"}]
+
+
+def test_headings_stand_below_those_of_the_page() -> None:
+    parsed = parse_harmless("\n".join(f"{'#' * level} {level}" for level in range(1, 7)) + "\n\nsetext\n===\n")
+    assert [tag for tag, _ in parsed.elements] == ["h3", "h4", "h5", "h6", "h6", "h6", "h3"]
+
+
+def test_task_list_has_boxes_and_nothing_to_tick() -> None:
+    parsed = parse_harmless("- [ ] one\n- [x] **two**\n\n1. [X] `three`\n- [ ]\n- [x](https://a.example)\n\n[ ] four")
+    assert [item.get("class") for item in parsed.all("li")] == ["task", "task", "task", None, None]
+    assert [line.strip() for line in parsed.text.splitlines() if line.strip()] == [
+        "☐ one", "☑ two", "☑ three", "[ ]", "x", "[ ] four",
+    ]  # fmt: skip
 
 
 def test_empty() -> None:

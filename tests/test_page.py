@@ -406,6 +406,8 @@ async def test_silent_connection_is_replaced(page: Page, server: PageServer) -> 
     async def run(connection: Connection, frame: Frame) -> None:
         if connection.number > 1 and frame["type"] == "resume":
             await connection.send(delta("t1", 2, "b"), done())
+        elif connection.number > 1 and frame["type"] == "ping":
+            await connection.send({"type": "pong"})
         elif frame["type"] == "message":
             await connection.send(started(), delta("t1", 1, "a"))  # and never a word again
 
@@ -420,6 +422,43 @@ async def test_answered_heartbeat_keeps_the_connection(page: Page, server: PageS
     await asyncio.sleep(0.6)
     assert len(server.connections) == 1
     assert len(await events(page, "frame")) >= 5, "pongs"
+
+
+async def states(page: Page) -> list[str]:
+    return [event["state"] for event in await events(page, "state")]
+
+
+async def test_connection_outlives_a_network_it_does_not_need(page: Page, server: PageServer) -> None:
+    await open_client(page, server)
+    await until_true(page, "client.state === 'open'")
+    await page.evaluate("dispatchEvent(new Event('offline'))")
+    assert (await ask(page))["state"] == "done", "what is sent meanwhile is sent"
+    assert await states(page) == ["connecting", "open", "offline", "open"]
+    assert len(server.connections) == 1
+
+
+async def test_connection_lost_with_its_network_is_found_soon(page: Page, server: PageServer) -> None:
+    await open_client(page, server, doubtMs=100)
+    await until_true(page, "client.state === 'open'")
+    await page.context.set_offline(True)
+    await until_true(page, "events.some((event) => event.state === 'waiting')")
+    await page.context.set_offline(False)
+    await until_true(page, "client.state === 'open'")
+    seen = await states(page)
+    assert seen[:4] == ["connecting", "open", "offline", "waiting"]
+    assert len(server.connections) == 2
+
+
+async def test_connection_that_died_in_a_change_of_networks_is_replaced(page: Page, server: PageServer) -> None:
+    async def answer_once(connection: Connection, _: Frame) -> None:
+        if connection.number > 1 or not await page.evaluate("window.moved"):
+            await connection.send({"type": "pong"})
+
+    server.script = script(ping=answer_once)
+    await open_client(page, server, doubtMs=200)
+    await until_true(page, "events.some((event) => event.type === 'pong' || event.kind === 'frame')")
+    await page.evaluate("window.moved = true; dispatchEvent(new Event('online'))")
+    await until(lambda: len(server.connections) == 2)  # the heartbeat would find out after 30 s
 
 
 async def test_cancel_is_repeated_after_a_lost_connection(page: Page, server: PageServer) -> None:
@@ -626,6 +665,20 @@ async def test_lost_connection_is_said(page: Page, server: PageServer) -> None:
     await expect(page.locator("#connection")).to_have_text("Connected")
 
 
+async def test_offline_is_said_and_the_running_answer_waits(page: Page, server: PageServer) -> None:
+    server.script = Chat(["word "] * 60, pace_s=0.03)
+    await open_page(page, server)
+    await write(page)
+    await expect(page.locator(".status")).to_have_text("Writing…")
+    await page.context.set_offline(True)
+    await expect(page.locator("#connection")).to_have_text("Offline", timeout=1_000)
+    await expect(page.locator("li[data-mood=paused] .status")).to_have_text("Waiting for the connection")
+    await page.context.set_offline(False)
+    await expect(page.locator("#connection")).to_have_text("Connected")
+    await expect(ended(page)).to_have_count(1)
+    await expect(page.locator(".answer")).to_have_text("word " * 60)
+
+
 async def test_answer_cannot_run_anything(page: Page, server: PageServer) -> None:
     attack = (
         "<script>window.hacked = 1</script>\n\n<img src=x onerror='window.hacked = 2'>\n\n"
@@ -674,7 +727,7 @@ async def test_reload_in_mid_stream(page: Page, server: PageServer) -> None:
     assert [turn.message for turn in first.turns] == ["First?", "Second?"]
     assert server.frames("resume")[0]["after_seq"] == 0
     await page.reload()
-    await expect(page.locator(".status")).to_have_text(["50 tokens (10 in, 40 out)"] * 2)
+    await expect(page.locator(".status")).to_have_text(["40 tokens out"] * 2)
     assert len(server.frames("resume")) == 1, "what has ended is not asked for again"
 
 
@@ -741,9 +794,32 @@ async def test_error_that_will_not_pass_gives_the_message_back(page: Page, serve
     server.script = fail
     await open_page(page, server)
     await write(page, "a long text")
-    await expect(page.locator(".status")).to_have_text("It failed: message_too_large.")
-    await expect(page.get_by_role("button", name="Try again")).to_have_count(0)
-    await expect(page.get_by_label("Message", exact=True)).to_have_value("a long text")
+    remark = page.locator("#remark")
+    await expect(remark).to_have_text("It failed: message_too_large.")
+    await expect(page.locator("#announcer")).to_have_text("It failed: message_too_large.")
+    await expect(page.locator("#turns > li")).to_have_count(0)
+    await expect(page.locator("#welcome")).to_be_visible()
+    box = page.get_by_label("Message", exact=True)
+    await expect(box).to_have_value("a long text")
+    await expect(box).to_have_attribute("aria-invalid", "true")
+    await expect(box).to_have_accessible_description(re.compile("^It failed: message_too_large"))
+    await box.press("Backspace")
+    await expect(remark).to_be_hidden()
+    await expect(box).not_to_have_attribute("aria-invalid", "true")
+
+
+async def test_second_message_is_held_back_while_an_answer_runs(page: Page, server: PageServer) -> None:
+    server.script = Chat(["word "] * 500, pace_s=0.02)
+    await open_page(page, server)
+    await write(page)
+    await expect(page.locator(".answer")).to_contain_text("word word")
+    await write(page, "And then?")
+    await expect(page.locator("#remark")).to_have_text("An answer is still being written. Stop it first, or wait.")
+    await page.keyboard.press("Escape")
+    await expect(ended(page)).to_have_count(1)
+    await expect(page.locator("#remark")).to_be_hidden()
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("And then?")
+    assert len(server.frames("message")) == 1
 
 
 async def test_conversation_that_cannot_be_loaded_is_said(page: Page, server: PageServer) -> None:
@@ -782,6 +858,29 @@ async def test_enter_that_ends_a_composition_does_not_send(page: Page, server: P
     assert server.frames("message")[0]["message"] == "한국어"
 
 
+@pytest.mark.parametrize("given", ["exam_id=abc", "exam_id=-3", "exam_id=1&participant_id="])
+async def test_address_that_names_no_exam_opens_none(page: Page, server: PageServer, given: str) -> None:
+    await page.goto(f"{server.url}/?{given}")
+    wrong = given.rsplit("&", maxsplit=1)[-1]
+    await expect(page.locator(".notice")).to_contain_text(f"The address says {wrong}, ")
+    await expect(page.get_by_label("Message", exact=True)).to_be_disabled()
+    assert server.connections == []
+    await page.keyboard.type("7")  # into the field that was wrong
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#connection")).to_have_text("Connected")
+    await expect(page.locator(".notice")).to_have_count(0)
+    assert "=7" in page.url
+
+
+async def test_token_added_to_an_open_page(page: Page, server: PageServer) -> None:
+    await open_page(page, server, "?exam_id=1&participant_id=1")
+    await page.evaluate("location.hash = '#token=abc.def'")
+    await until(lambda: len(server.connections) == 2)
+    await expect(page.locator("#connection")).to_have_text("Connected")
+    assert page.url.endswith("/?exam_id=1&participant_id=1")
+    assert server.connections[1].protocols == "turnstone.v1, bearer.abc.def"
+
+
 async def test_keyboard_alone(page: Page, server: PageServer) -> None:
     server.script = Chat(CODE_ANSWER)
     await open_page(page, server)
@@ -812,7 +911,8 @@ async def test_code_is_copied(page: Page, server: PageServer) -> None:
     await write(page)
     await expect(page.locator(".answer li")).to_have_count(2)
     await page.get_by_role("button", name="Copy python code").click()
-    await expect(page.locator(".copy")).to_have_text("Copied")
+    await expect(page.get_by_role("button", name="Copied python code")).to_have_text("Copied")
+    await expect(page.locator("#announcer")).to_have_text("Copied.")
     assert await page.evaluate("navigator.clipboard.readText()") == "print('한국어')\n"
 
 
@@ -827,6 +927,21 @@ async def test_selection_and_focus_outlive_a_growing_answer(page: Page, server: 
     await expect(ended(page)).to_have_count(1)
     await expect(page.locator(".copy")).to_be_focused()
     assert (await page.evaluate("getSelection().toString().trim()")).startswith("Some text.")
+
+
+async def test_growing_code_keeps_focus_and_scroll_position(page: Page, server: PageServer) -> None:
+    server.script = Chat([f"```py\nx = '{'long ' * 60}'\n", *["y = 1\n"] * 60], pace_s=0.02)
+    await open_page(page, server)
+    await write(page)
+    await page.get_by_role("button", name="Copy py code").focus()
+    await page.evaluate("document.querySelector('.answer pre').scrollLeft = 150")
+    before = await page.evaluate("(window.block = document.querySelector('.answer pre')).textContent.length")
+    await expect(ended(page)).to_have_count(1)
+    await expect(page.locator(".answer .tail")).to_have_text("")
+    assert await page.evaluate("document.querySelector('.answer pre').textContent.length") > before
+    await expect(page.locator(".copy")).to_be_focused()
+    assert await page.evaluate("document.querySelector('.answer pre').scrollLeft") == 150
+    assert await page.evaluate("document.querySelector('.answer pre') === block")
 
 
 async def test_reader_further_up_is_left_in_peace(page: Page, server: PageServer) -> None:
@@ -849,22 +964,58 @@ async def test_reader_further_up_is_left_in_peace(page: Page, server: PageServer
     await until_true(page, at_end)
 
 
-async def test_screen_reader_hears_an_answer_once(page: Page, server: PageServer) -> None:
-    server.script = Chat(["word "] * 60, pace_s=0.01)
+LISTEN = """() => {
+  window.heard = [];
+  const announcer = document.getElementById("announcer");
+  new MutationObserver(() => heard.push(announcer.textContent)).observe(announcer, { childList: true });
+}"""
+
+
+async def test_screen_reader_hears_an_answer_once_and_without_signs(page: Page, server: PageServer) -> None:
+    text = (
+        "# So\n\nIt **is** `x`:\n\n```java\nint a;\nint b;\n```\n\n- [x] one\n\n```\ncode\n```\n\n|a|b|\n|-|-|\n|1|2|"
+    )
+    server.script = Chat(re.findall(r"\s*\S+\s*", text), pace_s=0.02)
     await open_page(page, server)
     log = page.get_by_role("log", name="Conversation")
     await expect(log).to_have_attribute("aria-live", "off")
-    await page.evaluate(
-        """() => {
-          window.heard = [];
-          const announcer = document.getElementById("announcer");
-          new MutationObserver(() => heard.push(announcer.textContent)).observe(announcer, { childList: true });
-        }"""
-    )
+    await page.evaluate(LISTEN)
     await write(page)
-    await expect(ended(page)).to_have_count(1)
-    assert await page.evaluate("heard") == ["Waiting for the answer.", "Answer: " + "word " * 60]
+    await until_true(page, "heard.length === 2")
+    said = "Answer: So It is x: Code block, java, 2 lines. ☑ one Code block, 1 line. a b 1 2"
+    assert await page.evaluate("heard") == ["Waiting for the answer.", said]
     assert await page.locator("#announcer").get_attribute("aria-live") == "polite"
+    await expect(page.get_by_role("heading", level=1)).to_have_count(1)
+    await expect(page.get_by_role("heading", level=3, name="So")).to_be_visible()
+    for name in ("java code", "code", "Table"):
+        await expect(page.get_by_role("region", name=name, exact=True)).to_have_attribute("tabindex", "0")
+
+
+BROKEN = {"usage": USAGE, "last_seq": 1, "turn": 1}
+ENDINGS: dict[str, tuple[Frame, str]] = {
+    "stopped": ({"type": "cancelled", "turn": 1, "usage": USAGE}, "Stopped. The answer so far: some"),
+    "broken off": (
+        error(None, "llm_timeout", **BROKEN),
+        "The answer broke off. It failed: llm_timeout. It says so far: some",
+    ),
+    "too long": (
+        {"type": "done", "turn": 1, "finish_reason": "length", "usage": USAGE},
+        "Cut off at the longest length allowed. Answer: some",
+    ),
+}
+
+
+@pytest.mark.parametrize(("end", "said"), ENDINGS.values(), ids=ENDINGS.keys())
+async def test_screen_reader_hears_how_an_answer_ended(page: Page, server: PageServer, end: Frame, said: str) -> None:
+    async def run(connection: Connection, frame: Frame) -> None:
+        if frame["type"] == "message":
+            turn_id = frame["turn_id"]
+            await connection.send(started(turn_id), delta(turn_id, 1, "some"), {**end, "turn_id": turn_id})
+
+    server.script = run
+    await open_page(page, server)
+    await write(page)
+    await expect(page.locator("#announcer")).to_have_text(said)
 
 
 async def test_everything_has_a_name_and_a_role(page: Page, server: PageServer) -> None:
@@ -921,9 +1072,27 @@ async def test_words_stand_out_from_their_ground(browser: Browser, server: PageS
     measured = await page.evaluate(CONTRAST)
     assert len(measured) > 15
     assert [item for item in measured if item[0] < 4.5] == [], "WCAG AA"
+    await page.evaluate("document.activeElement.blur()")
+    edges = await page.evaluate(EDGES)
+    assert len(edges) == 5
+    assert [item for item in edges if item[0] < 3] == [], "WCAG AA, of what is written in or pressed"
     ground = await page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(ground) < 150) == (scheme == "dark")
     await context.close()
+
+
+EDGES = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = light(getComputedStyle(document.body).backgroundColor);
+  return [...document.querySelectorAll("input, textarea, #send, #place button")].map((e) => {
+    const [a, b] = [light(getComputedStyle(e).borderColor), ground].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 80)];
+  });
+}"""
 
 
 @pytest.mark.parametrize("width", [320, 360, 768])
@@ -950,8 +1119,72 @@ async def test_narrow_screen_does_not_scroll_sideways(page: Page, server: PageSe
     await expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
 
 
+@pytest.mark.parametrize(("width", "height"), [(320, 256), (844, 390), (320, 640), (1280, 400)])
+async def test_low_window_keeps_everything_within_reach(
+    page: Page, server: PageServer, width: int, height: int
+) -> None:
+    server.script = Chat([*CODE_ANSWER, "\nAnd a long line of text, which breaks. " * 20])
+    server.core_events = [core_event(number, "usage") for number in range(1, 30)]
+    await page.set_viewport_size({"width": width, "height": height})
+    await open_page(page, server)
+    boxes = """() => Object.fromEntries(["log", "welcome", "message", "total", "composer", "core"].map((id) => {
+      const { top, bottom, height } = document.getElementById(id).getBoundingClientRect();
+      return [id, { top, bottom, height }];
+    }))"""
+    empty = await page.evaluate(boxes)
+    assert empty["welcome"]["bottom"] <= empty["log"]["bottom"] or height < 300, "the welcome is not cut off"
+    await write(page)
+    await expect(ended(page)).to_have_count(1)
+    at = await page.evaluate(boxes)
+    assert at["log"]["height"] >= 140
+    assert at["log"]["bottom"] <= at["composer"]["top"] + 0.5
+    assert at["total"]["bottom"] <= at["composer"]["bottom"]
+    if width < 1024:
+        assert at["composer"]["bottom"] <= at["core"]["top"] + 0.5
+        assert at["core"]["height"] < 60, "folded"
+        await page.get_by_text("What Core received").click()
+        await expect(page.locator("#core-events li").first).to_be_visible()
+        assert (await page.evaluate(boxes))["log"]["height"] >= 140
+    await page.get_by_label("Message", exact=True).focus()
+    for name in ("Send", "Open"):
+        await page.get_by_role("button", name=name).scroll_into_view_if_needed()
+        await expect(page.get_by_role("button", name=name)).to_be_in_viewport(ratio=1)
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_composer_stands_in_line_with_the_conversation(page: Page, server: PageServer) -> None:
+    edges = """() => [".answer", ".column"].map((selector) => {
+      const { left, right } = document.querySelector(selector).getBoundingClientRect();
+      return [left, right];
+    })"""
+    await open_page(page, server)
+    await write(page)
+    await expect(ended(page)).to_have_count(1)
+    for width in (360, 1280):
+        await page.set_viewport_size({"width": width, "height": 500})
+        answer, composer = await page.evaluate(edges)
+        assert answer == composer
+
+
+async def test_systems_colours_leave_bubbles_and_dots(browser: Browser, server: PageServer) -> None:
+    context = await browser.new_context(forced_colors="active")
+    page = await context.new_page()
+    await open_page(page, server)
+    await write(page)
+    await expect(ended(page)).to_have_count(1)
+    looks = """() => {
+      const look = (selector, part) => getComputedStyle(document.querySelector(selector), part);
+      return [look(".question").borderStyle, look("#connection", "::before").backgroundColor,
+        look("body").backgroundColor];
+    }"""
+    border, dot, ground = await page.evaluate(looks)
+    assert border == "solid"
+    assert dot != ground
+    await context.close()
+
+
 def core_event(number: int, kind: str) -> Frame:
-    body = {"type": kind, "session_id": "1", "turn": number, "total_tokens": 312, "note": "<b>not bold</b>"}
+    body = {"type": kind, "session_id": "1", "turn": number, "total_tokens": 14312, "note": "<b>not bold</b>"}
     return {"n": number, "received_at": "2026-01-01T10:00:00Z", "headers": {"webhook-id": f"m{number}"}, "body": body}
 
 
@@ -960,18 +1193,37 @@ async def test_core_pane_shows_callbacks_as_they_arrive(page: Page, server: Page
     await open_page(page, server)
     pane = page.get_by_role("complementary", name="What Core received")
     await expect(pane.locator("strong")).to_have_text(["usage"])
-    await expect(pane.locator("summary span")).to_have_text(["session 1 · turn 1 · 312 tokens"])
-    server.core_events.append(core_event(2, "message_response"))
-    await expect(pane.locator("strong")).to_have_text(["message_response", "usage"])
-    await pane.locator("summary").first.click()
-    await expect(pane.locator("pre").first).to_contain_text('"note": "<b>not bold</b>"')
-    await expect(pane.locator("pre").first).to_contain_text("webhook-id: m2")
+    await expect(pane.locator("li span")).to_have_text(["session 1 · turn 1 · 14,312 tokens"])
+    failure = {"type": "error", "session_id": "1", "error_type": "llm_timeout", "metadata": {"turn": 2}}
+    server.core_events.append(core_event(2, "error") | {"body": failure})
+    await expect(pane.locator("strong")).to_have_text(["error", "usage"])
+    await expect(pane.locator("li span").first).to_have_text("session 1 · turn 2 · llm_timeout")
+    colours = await pane.locator("li span").evaluate_all("(all) => all.map((e) => getComputedStyle(e).color)")
+    assert colours[0] != colours[1]
+    await expect(page.locator("#core-count")).to_have_text("2")
+    await pane.locator("li summary").last.click()
+    raw = pane.get_by_role("region", name="Body and headers of usage")
+    await expect(raw).to_contain_text('"note": "<b>not bold</b>"')
+    await expect(raw).to_contain_text("webhook-id: m1")
+
+
+async def test_core_pane_outlives_a_restarted_demo(page: Page, server: PageServer) -> None:
+    server.core_events = []
+    await open_page(page, server)
+    pane = page.get_by_role("complementary", name="What Core received")
+    await expect(pane).to_contain_text("Nothing yet.")
+    server.core_events = [core_event(number, "usage") for number in (1, 2, 3)]
+    await expect(pane.locator("strong")).to_have_text(["usage"] * 3)
+    await expect(page.locator("#core-empty")).to_be_hidden()
+    await page.route("**/demo/core/events?*", lambda route: route.fulfill(body="<half an ans"), times=1)
+    server.core_epoch, server.core_events = "second", [core_event(1, "message_response")]
+    await expect(pane.locator("strong")).to_have_text(["message_response"])
 
 
 async def test_no_core_pane_without_the_demo(page: Page, server: PageServer) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/demo/" in request.url else None)
     await open_page(page, server)
-    await asyncio.sleep(1.5)
-    assert asked == [f"{server.url}/demo/core/events?after=0"]
+    await page.evaluate("new Promise((resolve) => setTimeout(resolve, 50))")
+    assert asked == []
     await expect(page.locator("#core")).to_be_hidden()

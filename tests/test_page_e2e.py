@@ -155,6 +155,8 @@ async def test_answer_is_streamed_rendered_and_stored(
 ) -> None:
     text = "Here **it** is:\n\n```python\nprint('한국어 🐦')\n```\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
     provider.next(Script(pieces=tuple(re.findall(r"\s*\S+\s*", text)), piece_delay_s=0.03))
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     await visit(page, service.url)
     await expect(page.locator("#welcome")).to_be_visible()
     await picture(page, "1-welcome")
@@ -170,6 +172,7 @@ async def test_answer_is_streamed_rendered_and_stored(
     await expect(page.locator(".status")).to_have_text(f"{25 + pieces} tokens (25 in, {pieces} out)")
     await expect(page.locator("#total")).to_have_text(f"{25 + pieces} tokens in this session")
     await expect(page.locator("#core")).to_be_hidden()
+    assert faults == []
     assert stored_answer(rows) == text
     await picture(page, "2-answer")
 
@@ -200,7 +203,7 @@ async def test_stop_closes_the_provider_and_keeps_what_came(
     await expect(answers(page)).to_contain_text("word5 ")
     await picture(page, "3-writing")
     await page.get_by_role("button", name="Stop").click()
-    await expect(page.locator(".status")).to_have_text(re.compile(r"^Stopped · \d+ tokens \(.* counted here\)$"))
+    await expect(page.locator(".status")).to_have_text(re.compile(r"^Stopped · \d+ tokens \(.* estimated\)$"))
     (request,) = await provider.closed_reach(1)
     assert request.ended == "client_closed"
     assert request.pieces_sent < len(ENDLESS.pieces)
@@ -245,6 +248,9 @@ async def test_restarted_service_is_found_again(
         await picture(page, "6-interrupted")
         line.service = await asyncio.to_thread(start)
         await expect(page.locator("#connection")).to_have_text("Connected")
+        await page.reload()
+        await expect(page.locator("li[data-mood=failed] .status")).to_contain_text("interrupted")
+        assert await shown(page) == stored_answer(rows).strip()
         provider.default = Script(pieces=("Here ", "again."))
         await page.get_by_role("button", name="Try again").click()
         await expect(ended(page)).to_have_count(1)
@@ -285,16 +291,26 @@ async def test_failure_is_said_in_words_and_can_be_tried_again(
     words = rows.one("SELECT error_message FROM prompt_turns")["error_message"]
     await expect(failed).to_contain_text(words)
     await picture(page, "8-failed")
+    before = await failed.inner_text()
+    await page.reload()
+    await expect(failed).to_contain_text(words)
+    assert await failed.inner_text() == before, "with the same way out"
     provider.default = Script()
     await page.get_by_role("button", name="Try again").click()
     await expect(ended(page)).to_have_count(1)
     await write(page, "x" * 61)
-    await expect(failed.last).to_contain_text("The message has 61 characters; the limit is 60.")
+    await expect(page.locator("#remark")).to_have_text("The message has 61 characters; the limit is 60.")
     await expect(page.get_by_label("Message", exact=True)).to_have_value("x" * 61)
+    await expect(page.locator(".question")).to_have_text(["Anybody there?"] * 2)
     provider.default = SCRIPTS["status_400"]
     await write(page, "y")
-    await expect(failed).to_have_count(3)
+    await expect(failed).to_have_count(2)
     await expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+    shown_before = await page.locator(".status").all_inner_texts()
+    await page.reload()
+    await expect(failed).to_have_count(2)
+    after = await page.locator(".status").all_inner_texts()
+    assert [after[0], after[2]] == [shown_before[0], shown_before[2]], "an older failure is explained, too"
 
 
 async def test_second_tab_waits_its_turn(page: Page, browser: Browser, service: Service, provider: Provider) -> None:
@@ -359,6 +375,9 @@ async def test_token_comes_in_the_address_and_leaves_it(
         await expect(stranger.locator("#connection")).to_have_text("Not signed in")
         await expect(stranger.locator(".notice")).to_contain_text("This server asks for a token.")
         await picture(stranger, "10-no-token")
+        await stranger.evaluate("location.hash = '#token=the-key.of~exam_1'")  # as typed into the address bar
+        await expect(stranger.locator("#connection")).to_have_text("Connected")
+        assert stranger.url == f"{service.url}/"
     await visit(page, service.url, "#token=the-key.of~exam_1")
     assert page.url == f"{service.url}/"
     await write(page, "Hello")
@@ -383,18 +402,25 @@ def demo_environment(settings: Settings) -> dict[str, str]:
 
 
 async def test_demo_shows_what_core_received(page: Page, settings: Settings, core: FakeCore, tmp_path: Path) -> None:
-    with running(ServiceProcess("demo", env=demo_environment(settings), cwd=tmp_path)) as demo:
+    environment = demo_environment(settings)
+    pane = page.get_by_role("complementary", name="What Core received")
+    with running(ServiceProcess("demo", env=environment, cwd=tmp_path)) as demo:
         await asyncio.to_thread(demo.wait_ready)
         await visit(page, demo.url)
-        pane = page.get_by_role("complementary", name="What Core received")
-        await expect(pane).to_be_visible()
+        await expect(pane).to_contain_text("Nothing yet.")
         await write(page, "Hello")
         await expect(ended(page)).to_have_count(1)
         await expect(pane.locator("strong")).to_have_text(["message_response", "usage"])
-        await expect(pane.locator("summary span").last).to_have_text("session 1 · turn 1 · 31 tokens")
-        await pane.locator("summary").first.click()
+        await expect(pane.locator("li span").last).to_have_text("session 1 · turn 1 · 31 tokens")
+        await pane.locator("li summary").first.click()
         await expect(pane.locator("pre").first).to_contain_text('"status": "completed"')
         await expect(pane.locator("pre").first).to_contain_text("webhook-id: evt_")
         await picture(page, "11-demo")
+        await asyncio.to_thread(demo.kill)
+    with running(ServiceProcess("demo", env=environment | {"TURNSTONE_PORT": str(demo.port)}, cwd=tmp_path)) as demo:
+        await asyncio.to_thread(demo.wait_ready)
+        await write(page, "Still there?")  # on the page that was open before
+        await expect(ended(page)).to_have_count(2)
+        await expect(pane.locator("li span")).to_contain_text(["turn 2 · completed", "turn 2 · 31 tokens"])
         assert await asyncio.to_thread(demo.stop) == 0
     assert len(core.deliveries) == 0, "the demo has a Core of its own"

@@ -10,19 +10,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from aiohttp import WSMsgType, web
 
-import app.presentation.web.markdown as markdown_module
+from app.presentation.api.routes.pages import CONTENT_SECURITY_POLICY, STATIC, chat_page_html
 from app.presentation.web.markdown import render_markdown
 
-STATIC = Path(markdown_module.__file__).parent / "static"
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 SESSION_ID = "1"
 
 Frame = dict[str, Any]
@@ -205,7 +199,7 @@ class PageServer:
         connected_at: the loop's time of every WebSocket handshake.
         page_size: items of a list in one answer.
         render_delay_s: how long a rendering takes; ``render_status`` other than 200 fails it.
-        core_events: what Core got; ``None``: no such page.
+        core_events: what Core got; ``None``: no such page. ``core_epoch`` names the run that numbered it.
     """
 
     script: Script
@@ -217,6 +211,7 @@ class PageServer:
     render_delay_s: float = 0.0
     render_status: int = 200
     core_events: list[Frame] | None = None
+    core_epoch: str = "first"
 
     def frames(self, kind: str) -> list[Frame]:
         """What clients sent of one type."""
@@ -264,11 +259,11 @@ class PageServer:
         for turn in self._turns():
             said: list[tuple[str, str, Frame | None]] = [("USER", turn.message, None)]
             if turn.end and turn.deltas:
-                meta = {"status": "cancelled" if turn.end["type"] == "cancelled" else "completed"}
-                said.append(("ASSISTANT", turn.text, meta | {"usage": turn.usage()}))
+                meta = {"model": "m", "status": "cancelled" if turn.end["type"] == "cancelled" else "completed"}
+                said.append(("ASSISTANT", turn.text, meta))
             for role, content, meta_or_none in said:
                 numbers = {"id": str(len(items) + 1), "turn": turn.number, "turn_id": turn.turn_id}
-                rest = {"token_count": None, "created_at": "2026-01-01T00:00:00Z", "meta": meta_or_none}
+                rest = {"token_count": len(turn.deltas), "created_at": "2026-01-01T00:00:00Z", "meta": meta_or_none}
                 items.append({**numbers, "role": role, "content": content, **rest})
         return self._page(request, items)
 
@@ -282,10 +277,12 @@ class PageServer:
             raise web.HTTPNotFound
         after = int(request.query["after"])
         items = [event for event in self.core_events if event["n"] > after]
-        return web.json_response({"items": items, "next": items[-1]["n"] if items else after})
+        news = {"epoch": self.core_epoch, "items": items, "next": items[-1]["n"] if items else after}
+        return web.json_response(news)
 
-    async def _index(self, _: web.Request) -> web.FileResponse:
-        return web.FileResponse(STATIC / "index.html")
+    async def _index(self, _: web.Request) -> web.Response:
+        address = None if self.core_events is None else "/demo/core/events"
+        return web.Response(text=chat_page_html(address), content_type="text/html")
 
     async def _blank(self, _: web.Request) -> web.Response:
         return web.Response(text="<!doctype html><title>blank</title>", content_type="text/html")
@@ -314,7 +311,7 @@ async def _add_policy(_: web.Request, response: web.StreamResponse) -> None:
 async def open_page_server(script: Script | None = None) -> AsyncIterator[PageServer]:
     """The server on a free port of the loopback address."""
     server = PageServer(script or Chat(["Hello", ", ", "world."]))
-    runner = web.AppRunner(server.application(), shutdown_timeout=0.1)
+    runner = web.AppRunner(server.application(), shutdown_timeout=0.01)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -27,6 +27,10 @@ MAX_CHARS = 100_000
 CPU_BUDGET_S = 0.5
 """CPU time that parsing one text may take. Ordinary text of ``MAX_CHARS`` takes half of it."""
 
+_HIGHEST_HEADING = 3
+"""An answer stands in a page that has its own title and parts; its ``#`` begins below them."""
+
+_TASK = re.compile(r"\[([ xX])\][ \t]+")
 _LINK_SCHEME = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
 _LANGUAGE_CLASS = re.compile(r"language-[\w+#.-]{1,32}", re.ASCII)
 _ALIGNMENT_CLASSES = {
@@ -47,12 +51,12 @@ def render_markdown(text: str) -> str:
     a thread where an event loop must not wait.
 
     Args:
-        text: CommonMark with tables and strikethrough; a line break is kept as one.
+        text: CommonMark with tables, strikethrough and task lists; a line break is kept as one.
 
     Returns:
         An HTML fragment without scripts, styles, images or relative links; links open in a new tab and tell
-        nobody where they came from. A text that is too long or too costly comes back escaped, as one
-        ``<p class="plain">``.
+        nobody where they came from. Headings begin at ``<h3>``. A text that is too long or too costly comes
+        back escaped, as one ``<p class="plain">``.
     """
     if len(text) > MAX_CHARS:
         return _plain(text)
@@ -99,6 +103,24 @@ def _align_by_class(state: StateCore) -> None:
                 token.attrs["class"] = _ALIGNMENT_CLASSES[str(style)]
 
 
+def _lower_headings(state: StateCore) -> None:
+    """``#`` becomes ``<h3>``, ``##`` becomes ``<h4>`` … so that an answer does not look like a page of its own."""
+    for token in state.tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(int(token.tag[1]) + _HIGHEST_HEADING - 1, 6)}"
+
+
+def _mark_tasks(state: StateCore) -> None:
+    """``- [x]`` of a task list as a box: a sign and no form element, as there is nothing to tick."""
+    for item, paragraph, inline in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
+        if item.type != "list_item_open" or paragraph.type != "paragraph_open" or not inline.children:
+            continue
+        first = inline.children[0]
+        if first.type == "text" and (task := _TASK.match(first.content)):
+            item.attrs["class"] = "task"
+            first.content = ("☐ " if task[1] == " " else "☑ ") + first.content[task.end() :]
+
+
 def _image_as_text(
     renderer: RendererHTML,
     tokens: Sequence[Token],
@@ -117,6 +139,8 @@ def _make_parser() -> MarkdownIt:
     parser.inline.ruler.before("text", "budget", _check_inline)
     parser.block.ruler.before("table", "budget", _check_block)
     parser.core.ruler.push("align_by_class", _align_by_class)
+    parser.core.ruler.push("lower_headings", _lower_headings)
+    parser.core.ruler.push("mark_tasks", _mark_tasks)
     parser.add_render_rule("image", _image_as_text)
     return parser
 
@@ -136,7 +160,7 @@ def _make_cleaner() -> nh3.Cleaner:
         tags=blocks | inline | table,
         attributes={"a": {"href", "title"}, "ol": {"start"}, "code": {"class"}},
         attribute_filter=_keep_attribute,
-        allowed_classes={"span": {"image-alt"}, "td": alignments, "th": alignments},
+        allowed_classes={"span": {"image-alt"}, "td": alignments, "th": alignments, "li": {"task"}},
         set_tag_attribute_values={"a": {"target": "_blank"}},
         url_schemes={"http", "https", "mailto"},
         url_relative="deny",

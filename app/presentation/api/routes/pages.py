@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
 
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import MarkdownBody, MarkdownRequest
@@ -23,11 +23,18 @@ CONTENT_SECURITY_POLICY = (
 router = APIRouter()
 
 
+@cache
+def chat_page_html(core_events: str | None) -> str:
+    """The page's HTML; with the address of what Core received where there is one, so that no page asks in vain."""
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    return page.replace('data-events=""', f'data-events="{core_events}"') if core_events else page
+
+
 @router.get("/", include_in_schema=False)
-async def chat_page() -> FileResponse:
+async def chat_page(request: Request) -> HTMLResponse:
     """The chat page."""
-    return FileResponse(
-        STATIC / "index.html",
+    return HTMLResponse(
+        chat_page_html(getattr(request.app.state, "core_events", None)),
         headers={
             "content-security-policy": CONTENT_SECURITY_POLICY,
             "x-content-type-options": "nosniff",

@@ -11,6 +11,8 @@ const SHORTEST_INTERVAL_MS = 300;
 const RENDER_SHARE = 0.25;
 /** How long a rendering waits while somebody marks the text it would replace. */
 const POLITE_DELAY_MS = 500;
+/** How long a button says that it has copied. */
+const COPIED_MS = 1500;
 
 export class AnswerView {
   element = document.createElement("div");
@@ -22,17 +24,23 @@ export class AnswerView {
   #stale = false;
   #version = 0;
   #notBefore = 0;
+  /** @type {(() => void)[]} */
+  #waiting = [];
   #render;
   #keepingPlace;
 
   /**
    * @param {(markdown: string) => Promise<string>} render  safe HTML for Markdown
    * @param {(change: () => void) => void} keepingPlace  runs a change of the page's height
+   * @param {(words: string) => void} announce  tells those who do not see the page
    */
-  constructor(render, keepingPlace) {
+  constructor(render, keepingPlace, announce) {
     this.#render = render;
     this.#keepingPlace = keepingPlace;
     this.element.className = "answer";
+    this.element.addEventListener("click", async ({ target }) => {
+      if (target instanceof HTMLButtonElement && target.matches(".copy")) announce(await copy(target));
+    });
     this.#tail.className = "tail";
     this.element.append(this.#tail);
   }
@@ -51,6 +59,18 @@ export class AnswerView {
     this.#schedule();
   }
 
+  /** @returns {Promise<void>}  settles once everything shown stands as HTML, or could not be rendered */
+  laidOut() {
+    return this.#busy ? new Promise((resolve) => this.#waiting.push(resolve)) : Promise.resolve();
+  }
+
+  /** @returns {string}  the answer as it is read out: without signs of Markdown, and with code only named */
+  spoken() {
+    const copy = /** @type {HTMLElement} */ (this.element.cloneNode(true));
+    for (const figure of copy.querySelectorAll("figure")) figure.replaceWith(codeInWords(figure));
+    return (copy.textContent ?? "").replace(/\s+/g, " ").trim();
+  }
+
   #clear() {
     this.#version++; // an HTML that is on its way belongs to text that is gone
     this.#rendered = 0;
@@ -58,7 +78,11 @@ export class AnswerView {
   }
 
   #schedule() {
-    if (this.#busy || !this.#stale) return;
+    if (this.#busy) return;
+    if (!this.#stale) {
+      for (const resolve of this.#waiting.splice(0)) resolve();
+      return;
+    }
     this.#busy = true;
     setTimeout(() => this.#update(), Math.max(0, this.#notBefore - performance.now()));
   }
@@ -93,7 +117,7 @@ export class AnswerView {
     for (const pre of template.content.querySelectorAll("pre")) frameCode(pre);
     for (const table of template.content.querySelectorAll("table")) frameTable(table);
     this.#tail.remove();
-    replaceFromFirstChange(this.element, template.content);
+    patch(this.element, template.content);
     // Space at the end has left no trace in the HTML, so it opens the tail: what follows may be a new paragraph.
     const kept = text.trimEnd();
     this.#rendered = kept.length;
@@ -115,24 +139,38 @@ export class AnswerView {
 }
 
 /**
- * Make `element` hold what `fresh` holds, and keep the nodes at its beginning that are the same: with them stay focus,
- * selection and scroll position.
+ * Make `element` hold what `fresh` holds, and keep every node that is there already: with them stay focus, selection
+ * and scroll position, also those of a code block or table that grows.
  *
  * @param {Element} element
- * @param {DocumentFragment} fresh
+ * @param {Element | DocumentFragment} fresh
  */
-function replaceFromFirstChange(element, fresh) {
+function patch(element, fresh) {
   let old = element.firstChild;
-  while (old && fresh.firstChild?.isEqualNode(old)) {
-    fresh.firstChild.remove();
-    old = old.nextSibling;
+  while (old && fresh.firstChild) {
+    const wanted = fresh.firstChild;
+    const next = old.nextSibling;
+    if (old.isEqualNode(wanted) || saysCopied(old)) {
+      wanted.remove();
+    } else if (old instanceof Text && wanted instanceof Text) {
+      old.data = wanted.data;
+      wanted.remove();
+    } else if (old instanceof Element && wanted instanceof Element && old.localName === wanted.localName) {
+      for (const name of old.getAttributeNames()) if (!wanted.hasAttribute(name)) old.removeAttribute(name);
+      for (const { name, value } of wanted.attributes) old.setAttribute(name, value);
+      patch(old, wanted);
+      wanted.remove();
+    } else {
+      old.replaceWith(wanted);
+    }
+    old = next;
   }
   while (old) {
     const next = old.nextSibling;
     old.remove();
     old = next;
   }
-  element.append(fresh);
+  element.append(...fresh.childNodes);
 }
 
 /**
@@ -162,45 +200,83 @@ function placeForMore(root, text) {
  * @param {HTMLPreElement} pre
  */
 function frameCode(pre) {
-  const code = pre.querySelector("code");
-  const language = /language-(\S+)/.exec(code?.className ?? "")?.[1] ?? "";
+  const language = /language-(\S+)/.exec(pre.querySelector("code")?.className ?? "")?.[1];
   const figure = document.createElement("figure");
   const caption = document.createElement("figcaption");
   const button = document.createElement("button");
-  caption.textContent = language || "code";
+  caption.textContent = language ?? "code";
   button.type = "button";
   button.className = "copy";
   button.textContent = "Copy";
-  button.setAttribute("aria-label", `Copy ${language ? `${language} ` : ""}code`);
-  button.addEventListener("click", () => copy(button, code?.textContent ?? ""));
+  button.ariaLabel = `Copy ${codeName(language)}`;
+  makeScrollable(pre, codeName(language));
   pre.replaceWith(figure);
-  pre.tabIndex = 0; // a wide block is scrolled by keyboard
   caption.append(button);
   figure.append(caption, pre);
 }
+
+/** @param {string | null | undefined} language */
+const codeName = (language) => (language && language !== "code" ? `${language} code` : "code");
 
 /** @param {HTMLTableElement} table */
 function frameTable(table) {
   const frame = document.createElement("div");
   frame.className = "wide";
-  frame.tabIndex = 0;
+  makeScrollable(frame, "Table");
   table.replaceWith(frame);
   frame.append(table);
 }
 
 /**
- * @param {HTMLButtonElement} button
- * @param {string} text
+ * What may be wider than the page is scrolled by keyboard, so it takes the focus and needs a name.
+ *
+ * @param {HTMLElement} element
+ * @param {string} name
  */
-async function copy(button, text) {
+function makeScrollable(element, name) {
+  element.tabIndex = 0;
+  element.role = "region";
+  element.ariaLabel = name;
+}
+
+/**
+ * What to read out instead of a code block: nobody wants to hear it sign by sign without having asked.
+ *
+ * @param {Element} figure
+ * @returns {string}
+ */
+function codeInWords(figure) {
+  const language = figure.querySelector("figcaption")?.firstChild?.textContent ?? "code";
+  const lines = (figure.querySelector("pre")?.textContent ?? "").trimEnd().split("\n").length;
+  return ` Code block, ${language === "code" ? "" : `${language}, `}${lines} ${lines === 1 ? "line" : "lines"}. `;
+}
+
+/** @param {Node} node  a button that has just copied something and still says so */
+const saysCopied = (node) => node instanceof HTMLButtonElement && node.textContent !== "Copy";
+
+/**
+ * @param {HTMLButtonElement} button
+ * @returns {Promise<string>}  what to tell those who do not see the button
+ */
+async function copy(button) {
+  const figure = button.closest("figure");
+  const text = figure?.querySelector("code")?.textContent ?? "";
   let copied = true;
   try {
     await navigator.clipboard.writeText(text);
   } catch {
     copied = copyBySelection(text); // no clipboard without https or the right to it
+    button.focus();
   }
-  button.textContent = copied ? "Copied" : "Not copied";
-  setTimeout(() => (button.textContent = "Copy"), 1500);
+  const name = button.ariaLabel ?? "";
+  const words = copied ? "Copied" : "Not copied";
+  button.textContent = words;
+  button.ariaLabel = name.replace(/^(Not copied|Copied|Copy)/, words);
+  setTimeout(() => {
+    button.textContent = "Copy";
+    button.ariaLabel = name.replace(/^(Not copied|Copied|Copy)/, "Copy");
+  }, COPIED_MS);
+  return `${words}.`;
 }
 
 /**

@@ -3,7 +3,7 @@
 
 import { watchCore } from "./core.js";
 import { RequestError, Server } from "./server.js";
-import { TurnView, endWords, number, storedWords } from "./turn-view.js";
+import { TurnView, endWords, isBroken, number, spokenEnd, storedWords } from "./turn-view.js";
 import { TurnstoneClient } from "./turnstone.js";
 
 /** @typedef {import("./turnstone.js").Turn} Turn */
@@ -21,10 +21,15 @@ const input = /** @type {HTMLTextAreaElement} */ (byId("message"));
 const send = byId("send");
 const stop = byId("stop");
 const newest = byId("newest");
+const remark = byId("remark");
 
-const place = readPlace();
+/** How long the announcement of an answer waits for its last rendering. */
+const LAYOUT_PATIENCE_MS = 3000;
+
+const { place, mistakes } = readPlace();
 const noteKey = `turnstone.running.${place.examId}.${place.participantId}`;
-const token = takeToken();
+takeToken();
+const token = sessionStorage.getItem("turnstone.token");
 const server = new Server(token);
 const client = new TurnstoneClient({
   url: new URL("/chat", location.href.replace(/^http/, "ws")).href,
@@ -38,7 +43,7 @@ let running = null;
 
 /** @param {string} message */
 function addView(message) {
-  const view = new TurnView(message, (markdown) => server.renderMarkdown(markdown), keepingPlace);
+  const view = new TurnView(message, (markdown) => server.renderMarkdown(markdown), keepingPlace, announce);
   turns.append(view.item);
   welcome.hidden = true;
   return view;
@@ -60,54 +65,103 @@ function ask(message) {
 function follow(turn, message, view) {
   running = { turn, view };
   takeNote(turn, message);
-  view.note(turn.state === "sending" ? "Sending…" : "Thinking…", "waiting");
+  showProgress();
   send.hidden = true;
   stop.hidden = false;
   announce("Waiting for the answer.");
   turn.finished.then(() => finish(turn, message, view));
 }
 
+/** Say below the running answer how far it is. */
+function showProgress() {
+  if (!running) return;
+  const { turn, view } = running;
+  const isCutOff = ["waiting", "offline"].includes(connection.dataset.state ?? "");
+  if (isCutOff) view.note("Waiting for the connection", "paused");
+  else if (view.stopping) view.note("Stopping…", "waiting");
+  else if (turn.text !== "") view.note("Writing…", "running");
+  else view.note(turn.state === "sending" ? "Sending…" : "Thinking…", "waiting");
+}
+
 /**
  * @param {Turn} turn
  * @param {string} message
  * @param {TurnView} view
  */
-function finish(turn, message, view) {
+async function finish(turn, message, view) {
   running = null;
   sessionStorage.removeItem(noteKey);
   if (document.activeElement === stop) input.focus();
   send.hidden = false;
   stop.hidden = true;
-  keepingPlace(() => {
-    view.answer.show(turn.text);
-    view.note(endWords(turn), turn.error ? "failed" : "ended");
-    if (turn.error) recover(turn, message, view);
-  });
-  if (turn.error) announce(`The answer failed. ${turn.error.message}`);
-  else announce(turn.text ? `Answer: ${turn.text}` : endWords(turn));
+  if (remark.dataset.kind === "hint") clearRemark();
+  if (turn.error && !turn.error.retryable && !isKnown(turn)) {
+    giveBack(message, view, turn.error.message);
+    return;
+  }
+  keepingPlace(() => showEnd(turn, message, view));
   if (turn.sessionId) showTotal(turn.sessionId);
+  await Promise.race([view.answer.laidOut(), new Promise((resolve) => setTimeout(resolve, LAYOUT_PATIENCE_MS))]);
+  announce(spokenEnd(turn, view.answer.spoken()));
 }
 
 /**
- * Offer what can be done after a failure.
- *
  * @param {Turn} turn
  * @param {string} message
  * @param {TurnView} view
  */
-function recover(turn, message, view) {
-  const isStored = turn.usage !== null || turn.text !== "";
-  if (turn.error?.retryable) {
-    view.offerRetry(() => {
-      if (running) return;
-      if (isStored) view.withdrawRetry();
-      else view.item.remove();
-      ask(message);
-      input.focus();
-    });
-  } else if (!isStored && input.value === "") {
-    input.value = message; // to be mended and sent again
-  }
+function showEnd(turn, message, view) {
+  view.answer.show(turn.text);
+  view.note(endWords(turn), turn.error ? "failed" : "ended");
+  if (!turn.error?.retryable) return;
+  view.offerRetry(() => {
+    if (running) return;
+    if (isKnown(turn)) view.withdrawRetry();
+    else view.item.remove();
+    ask(message);
+    input.focus();
+  });
+}
+
+/**
+ * Whether the server has the message. Where it refused it, the conversation does not hold it.
+ *
+ * @param {Turn} turn
+ */
+const isKnown = (turn) => turn.sessionId !== null;
+
+/**
+ * A message that the server does not take goes back to where it was written, to be mended and sent again.
+ *
+ * @param {string} message
+ * @param {TurnView} view
+ * @param {string} reason
+ */
+function giveBack(message, view, reason) {
+  view.item.remove();
+  welcome.hidden = turns.childElementCount > 0;
+  input.value = [message, input.value].filter(Boolean).join("\n\n"); // the next one may have been begun
+  say(reason, "error");
+}
+
+/**
+ * Say something at the composer, until the message is changed.
+ *
+ * @param {string} words
+ * @param {"hint" | "error"} kind
+ */
+function say(words, kind) {
+  remark.textContent = words;
+  remark.dataset.kind = kind;
+  remark.hidden = false;
+  input.ariaInvalid = String(kind === "error");
+  announce(words);
+}
+
+function clearRemark() {
+  remark.hidden = true;
+  remark.textContent = "";
+  input.ariaInvalid = null;
 }
 
 /** @param {string} sessionId */
@@ -126,14 +180,14 @@ function writeTotal(tokens) {
 client.on("started", ({ turn }) => {
   if (running?.turn !== turn) return;
   takeNote(turn, String(turn.request?.message));
-  if (!running.view.stopping) running.view.note("Thinking…", "waiting");
+  showProgress();
 });
 
 for (const type of /** @type {const} */ (["text", "cut"])) {
   client.on(type, ({ turn }) => {
     if (running?.turn !== turn) return;
     const { view } = running;
-    if (!view.stopping) view.note("Writing…", "running");
+    showProgress();
     keepingPlace(() => view.answer.show(turn.text));
   });
 }
@@ -143,6 +197,7 @@ client.on("state", ({ state, closeCode, retryInMs }) => {
   if (state === "connecting" && isRetry) return; // each try by itself is no news
   connection.dataset.state = state;
   connection.textContent = connectionWords(state, closeCode, retryInMs ?? 0);
+  showProgress();
 });
 
 /**
@@ -154,7 +209,8 @@ client.on("state", ({ state, closeCode, retryInMs }) => {
 function connectionWords(state, closeCode, retryInMs) {
   if (state === "open") return "Connected";
   if (state === "connecting") return "Connecting…";
-  if (state === "waiting") return retryInMs > 4000 ? "Offline, still trying" : "Reconnecting…";
+  if (state === "offline") return "Offline";
+  if (state === "waiting") return retryInMs > 4000 || !navigator.onLine ? "Offline, still trying" : "Reconnecting…";
   if (state === "refused") return closeCode === 4401 ? "Not signed in" : "Not allowed";
   return "Not connected";
 }
@@ -166,8 +222,9 @@ async function restore() {
   const note = readNote();
   const session = await server.activeSession(place);
   const messages = session ? await server.messages(session.id) : [];
-  const open = showMessages(messages);
+  const { open, broken } = showMessages(messages);
   welcome.hidden = messages.length > 0;
+  if (session) for (const shown of broken) askWhy(session.id, shown, shown.message.turn === messages.at(-1)?.turn);
   if (session && open) {
     // It runs, or it ended without any text: the server tells which.
     const { turn_id: turnId, content } = open.message;
@@ -183,23 +240,45 @@ async function restore() {
 }
 
 /**
+ * @typedef {{message: StoredMessage, view: TurnView}} Shown  a stored message of the candidate and its place
+ *
  * @param {StoredMessage[]} messages  in order
- * @returns {{message: StoredMessage, view: TurnView} | null}  the last message, if it has no answer yet
+ * @returns {{open: Shown | null, broken: Shown[]}}  the last message, if it has no answer yet; those that failed
  */
 function showMessages(messages) {
-  /** @type {{message: StoredMessage, view: TurnView} | null} */
+  /** @type {Shown | null} */
   let open = null;
+  /** @type {Shown[]} */
+  const broken = [];
   for (const message of messages) {
     if (message.role.toLowerCase() === "user") {
-      open?.view.note("No answer", "ended");
+      if (open) {
+        open.view.note("No answer", "ended");
+        broken.push(open);
+      }
       open = { message, view: addView(message.content) };
     } else if (open) {
       open.view.answer.show(message.content);
-      open.view.note(storedWords(message), "ended");
+      open.view.note(storedWords(message), isBroken(message) ? "failed" : "ended");
+      if (isBroken(message)) broken.push(open);
       open = null;
     }
   }
-  return open;
+  return { open, broken };
+}
+
+/**
+ * The stored conversation does not say why an answer failed; the repeated end of its turn does.
+ *
+ * @param {string} sessionId
+ * @param {Shown} shown
+ * @param {boolean} isLast  an older one has been gone past, and is not tried again
+ */
+async function askWhy(sessionId, { message, view }, isLast) {
+  const turn = await client.resume({ sessionId, turnId: message.turn_id }).finished;
+  if (turn.number === null) return; // the question failed, not only the turn
+  keepingPlace(() => showEnd(turn, message.content, view));
+  if (!isLast) view.withdrawRetry();
 }
 
 /**
@@ -213,20 +292,25 @@ function isSameTurn(message, note) {
 /** @param {unknown} error */
 function explainRestore(error) {
   const refused = error instanceof RequestError && (error.status === 401 || error.status === 403);
+  if (refused) {
+    showNotice("This server asks for a token. Open this page with #token=… at the end of its address.");
+    return;
+  }
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Try again";
+  button.addEventListener("click", () => location.reload());
+  showNotice("The earlier conversation could not be loaded. ").append(button);
+}
+
+/** @param {string} words */
+function showNotice(words) {
   const notice = document.createElement("p");
   notice.className = "notice";
-  notice.textContent = refused
-    ? "This server asks for a token. Open this page with #token=… at the end of its address."
-    : "The earlier conversation could not be loaded. ";
-  if (!refused) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = "Try again";
-    button.addEventListener("click", () => location.reload());
-    notice.append(button);
-  }
+  notice.textContent = words;
   log.prepend(notice);
-  announce(notice.firstChild?.textContent ?? "");
+  announce(words);
+  return notice;
 }
 
 /**
@@ -250,26 +334,30 @@ function readNote() {
  * The token, where the server wants one, comes behind `#token=`, which is never sent; it is kept for this tab and taken
  * out of the address.
  *
- * @returns {string | null}
+ * @returns {boolean}  whether there was one
  */
 function takeToken() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given !== null) {
-    sessionStorage.setItem("turnstone.token", given);
-    history.replaceState(null, "", location.pathname + location.search);
-  }
-  return sessionStorage.getItem("turnstone.token");
+  if (given === null) return false;
+  sessionStorage.setItem("turnstone.token", given);
+  history.replaceState(null, "", location.pathname + location.search);
+  return true;
 }
 
-/** @returns {{examId: number, participantId: number}} */
+/** @returns {{place: {examId: number, participantId: number}, mistakes: string[]}}  1 where the address says nothing */
 function readPlace() {
   const query = new URLSearchParams(location.search);
+  /** @type {string[]} */
+  const mistakes = [];
   /** @param {string} name */
   const read = (name) => {
-    const value = Number(query.get(name));
-    return Number.isSafeInteger(value) && value > 0 ? value : 1;
+    const given = query.get(name) ?? "1";
+    const value = Number(given);
+    if (/^[0-9]+$/.test(given) && Number.isSafeInteger(value) && value > 0) return value;
+    mistakes.push(`${name}=${given}`);
+    return 1;
   };
-  return { examId: read("exam_id"), participantId: read("participant_id") };
+  return { place: { examId: read("exam_id"), participantId: read("participant_id") }, mistakes };
 }
 
 // ---------------------------------------------------------------- writing and reading
@@ -279,10 +367,11 @@ async function submit() {
   const message = input.value.trim();
   if (message === "") return;
   if (running) {
-    announce("An answer is still being written. Stop it first, or wait.");
+    say("An answer is still being written. Stop it first, or wait.", "hint");
     return;
   }
   input.value = "";
+  clearRemark();
   input.focus();
   ask(message);
 }
@@ -290,7 +379,7 @@ async function submit() {
 function stopRunning() {
   if (!running) return;
   running.view.stopping = true;
-  running.view.note("Stopping…", "waiting");
+  showProgress();
   client.cancel(running.turn.id);
 }
 
@@ -332,6 +421,7 @@ input.addEventListener("keydown", (event) => {
   event.preventDefault();
   submit();
 });
+input.addEventListener("input", clearRemark);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !isComposing(event)) stopRunning();
 });
@@ -348,7 +438,29 @@ chooser.addEventListener("submit", (event) => {
   location.search = `?exam_id=${examField.value}&participant_id=${participantField.value}`;
 });
 
-client.connect();
-input.focus();
-const restored = restore().catch(explainRestore);
-watchCore((path) => server.request(path), byId("core"), byId("core-events"));
+// Written into the address bar of an open page, a token loads nothing by itself.
+addEventListener("hashchange", () => {
+  if (takeToken()) location.reload();
+});
+
+/** Nothing is opened where the address names no exam: a candidate would write into somebody else's conversation. */
+function explainMistakes() {
+  const wrong = mistakes.join(" and ");
+  showNotice(`The address says ${wrong}, which is no whole number from 1 up. Choose the exam and participant above.`);
+  input.disabled = true;
+  /** @type {HTMLButtonElement} */ (send).disabled = true;
+  for (const field of [participantField, examField]) {
+    if (!mistakes.some((mistake) => mistake.startsWith(`${field.name}=`))) continue;
+    field.value = "";
+    field.focus();
+  }
+}
+
+async function start() {
+  client.connect();
+  input.focus();
+  await restore().catch(explainRestore);
+}
+
+const restored = mistakes.length === 0 ? start() : explainMistakes();
+watchCore((path, options) => server.request(path, options), byId("core"));

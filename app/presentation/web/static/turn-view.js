@@ -41,7 +41,7 @@ export class TurnView {
    * The line below the answer.
    *
    * @param {string} words
-   * @param {"waiting" | "running" | "ended" | "failed"} mood
+   * @param {"waiting" | "running" | "paused" | "ended" | "failed"} mood
    */
   note(words, mood) {
     this.item.dataset.mood = mood;
@@ -87,15 +87,36 @@ export function endWords(turn) {
 }
 
 /**
- * What to say below a stored answer.
+ * What to read out when an answer came to its end; how it ended comes first.
+ *
+ * @param {Turn} turn
+ * @param {string} answer  as it is read out
+ * @returns {string}
+ */
+export function spokenEnd({ state, error, finishReason }, answer) {
+  if (error) return answer ? `The answer broke off. ${error.message} It says so far: ${answer}` : `The answer failed. ${error.message}`;
+  if (state === "cancelled") return answer ? `Stopped. The answer so far: ${answer}` : "Stopped.";
+  const end = FINISH_WORDS[finishReason ?? ""];
+  return [end && `${end}.`, answer ? `Answer: ${answer}` : "There is no answer."].filter(Boolean).join(" ");
+}
+
+/**
+ * What to say below a stored answer. What its turn used as a whole is not stored with it, only its own tokens are.
  *
  * @param {StoredMessage} answer
  * @returns {string}
  */
 export function storedWords({ meta, token_count: tokens }) {
-  const usage = usageWords(meta?.usage) || (tokens ? `${number(tokens)} tokens` : "");
+  const origin = meta?.tokenizer ? ", estimated" : ""; // the provider's own figures name no tokenizer
+  const usage = tokens ? `${number(tokens)} tokens out${origin}` : "";
   return joined(STATUS_WORDS[meta?.status] ?? FINISH_WORDS[meta?.finish_reason], usage);
 }
+
+/**
+ * @param {StoredMessage} answer
+ * @returns {boolean}  whether something went wrong with it
+ */
+export const isBroken = ({ meta }) => meta?.status === "failed" || meta?.status === "interrupted";
 
 /** @param {number} value */
 export const number = (value) => value.toLocaleString("en");
@@ -107,7 +128,7 @@ export const number = (value) => value.toLocaleString("en");
 function usageWords(usage) {
   if (!usage || usage.total_tokens === 0) return "";
   const { prompt_tokens: prompt, completion_tokens: completion, total_tokens: total, source } = usage;
-  const origin = source === "counted" ? ", counted here" : "";
+  const origin = source === "counted" ? ", estimated" : "";
   return `${number(total)} tokens (${number(prompt)} in, ${number(completion)} out${origin})`;
 }
 

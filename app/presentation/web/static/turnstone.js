@@ -19,7 +19,8 @@
  * @typedef {{type: string, [field: string]: any}} Frame  one JSON frame as the protocol describes it
  * @typedef {{code: string, message: string, retryable: boolean}} TurnError
  * @typedef {"sending" | "running" | "done" | "cancelled" | "error"} TurnState
- * @typedef {"idle" | "connecting" | "open" | "waiting" | "refused" | "closed"} ConnectionState
+ * @typedef {"idle" | "connecting" | "open" | "offline" | "waiting" | "refused" | "closed"} ConnectionState  "offline":
+ *   the browser says that it has no network; the connection is kept until it has not answered either
  *
  * @typedef {object} ClientOptions
  * @property {string} url  ws:// or wss:// address of `/chat`
@@ -28,6 +29,7 @@
  * @property {number} [backoffMaxMs]  longest wait of all (15000)
  * @property {number} [heartbeatMs]  silence after which the server is asked for a sign of life (20000)
  * @property {number} [patienceMs]  wait for that sign, and for a connection to open (10000)
+ * @property {number} [doubtMs]  wait for that sign after the network went or came (3000)
  *
  * @typedef {object} NewMessage
  * @property {string} message
@@ -171,12 +173,21 @@ export class TurnstoneClient extends EventTarget {
   #timer;
   /** Tells a connection that is being opened that it is no longer wanted. */
   #generation = 0;
-  #whenOnline = () => this.#retryNow();
+  #whenOnline = () => this.#networkCame();
+  #whenOffline = () => this.#networkWent();
 
   /** @param {ClientOptions} options */
-  constructor({ url, token, backoffMs = 250, backoffMaxMs = 15_000, heartbeatMs = 20_000, patienceMs = 10_000 }) {
+  constructor({
+    url,
+    token,
+    backoffMs = 250,
+    backoffMaxMs = 15_000,
+    heartbeatMs = 20_000,
+    patienceMs = 10_000,
+    doubtMs = 3_000,
+  }) {
     super();
-    this.#options = { url, backoffMs, backoffMaxMs, heartbeatMs, patienceMs };
+    this.#options = { url, backoffMs, backoffMaxMs, heartbeatMs, patienceMs, doubtMs };
     this.#token = token;
   }
 
@@ -196,8 +207,9 @@ export class TurnstoneClient extends EventTarget {
 
   /** Open the connection and keep it open. */
   connect() {
-    if (this.state === "connecting" || this.state === "open" || this.state === "waiting") return;
+    if (this.state === "connecting" || this.#hasSocket || this.state === "waiting") return;
     globalThis.addEventListener?.("online", this.#whenOnline);
+    globalThis.addEventListener?.("offline", this.#whenOffline);
     this.#failures = 0;
     this.#open();
   }
@@ -205,6 +217,7 @@ export class TurnstoneClient extends EventTarget {
   /** Close the connection for good. Running turns go on at the server; `resume` takes them up again. */
   close() {
     globalThis.removeEventListener?.("online", this.#whenOnline);
+    globalThis.removeEventListener?.("offline", this.#whenOffline);
     this.#discardSocket();
     for (const turn of this.#turns.values()) this.#forgetReplay(turn);
     this.#turns.clear();
@@ -263,19 +276,24 @@ export class TurnstoneClient extends EventTarget {
       return true;
     }
     turn.cancelWanted = true;
-    if (this.state === "open") this.#sendCancel(turn);
+    if (this.#hasSocket) this.#sendCancel(turn);
     return true;
   }
 
   /** @param {Turn} turn */
   #take(turn) {
     this.#turns.set(String(turn.id), turn);
-    if (this.state === "open") this.#transmit(turn);
+    if (this.#hasSocket) this.#transmit(turn);
     else if (this.state === "waiting") this.#retryNow();
     else this.connect();
   }
 
   // ---------------------------------------------------------------- connection
+
+  /** Whether there is something to send on: what is lost with it is sent again on the next one. */
+  get #hasSocket() {
+    return this.state === "open" || this.state === "offline";
+  }
 
   async #open() {
     const generation = ++this.#generation;
@@ -338,6 +356,25 @@ export class TurnstoneClient extends EventTarget {
     if (this.state === "waiting") this.#open();
   }
 
+  /** The browser has no network. A connection within this machine lives on all the same, so it is asked. */
+  #networkWent() {
+    if (this.state !== "open") return;
+    this.#setState("offline");
+    this.#askForLife(this.#options.doubtMs);
+  }
+
+  /** A connection from before the network changed is mostly dead without knowing it. */
+  #networkCame() {
+    if (this.#hasSocket) {
+      this.#askForLife(this.#options.doubtMs);
+    } else if (this.state === "connecting") {
+      this.#discardSocket(); // its first packets went nowhere, and the system is slow to repeat them
+      this.#open();
+    } else {
+      this.#retryNow();
+    }
+  }
+
   #discardSocket() {
     this.#generation++;
     clearTimeout(this.#timer);
@@ -350,10 +387,14 @@ export class TurnstoneClient extends EventTarget {
 
   #watchHeartbeat() {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
-      this.#transmitFrame({ type: "ping" });
-      this.#timer = setTimeout(() => this.#lost(null), this.#options.patienceMs);
-    }, this.#options.heartbeatMs);
+    this.#timer = setTimeout(() => this.#askForLife(this.#options.patienceMs), this.#options.heartbeatMs);
+  }
+
+  /** @param {number} patienceMs */
+  #askForLife(patienceMs) {
+    clearTimeout(this.#timer);
+    this.#transmitFrame({ type: "ping" });
+    this.#timer = setTimeout(() => this.#lost(null), patienceMs);
   }
 
   /**
@@ -449,6 +490,7 @@ export class TurnstoneClient extends EventTarget {
       return; // no frame of this protocol
     }
     if (frame.type !== "error") this.#failures = 0; // an overloaded server may say so and close, again and again
+    if (this.state === "offline") this.#setState("open");
     this.#watchHeartbeat();
     this.#emit("frame", frame);
     const known = frame.turn_id !== undefined && frame.turn_id !== null;
