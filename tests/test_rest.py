@@ -262,6 +262,9 @@ def test_conversation_is_told_in_order_with_its_turns(rest: httpx.Client) -> Non
         assert message["token_count"] > 0
     assert [m["content"] for m in told[:2]] == ["question a/b c%", ANSWER]
     assert told[1]["meta"]["status"] == "completed"
+    assert told[1]["meta"]["usage"] == {
+        "prompt_tokens": 25, "completion_tokens": 6, "total_tokens": 31, "source": "provider"
+    }  # fmt: skip
     assert [int(m["id"]) for m in told] == sorted(int(m["id"]) for m in told)
 
 

@@ -49,6 +49,16 @@ class Usage:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def told(self) -> dict[str, int | str]:
+        """What the protocol shows of it."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+            "source": self.source,
+        }
+
     def __add__(self, other: Usage) -> Usage:
         """Sum of two calls; only two figures of the provider make a figure of the provider."""
         both = self.source == other.source == "provider"

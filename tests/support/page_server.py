@@ -259,7 +259,8 @@ class PageServer:
         for turn in self._turns():
             said: list[tuple[str, str, Frame | None]] = [("USER", turn.message, None)]
             if turn.end and turn.deltas:
-                meta = {"model": "m", "status": "cancelled" if turn.end["type"] == "cancelled" else "completed"}
+                status = "cancelled" if turn.end["type"] == "cancelled" else "completed"
+                meta = {"model": "m", "status": status, "usage": turn.end["usage"]}
                 said.append(("ASSISTANT", turn.text, meta))
             for role, content, meta_or_none in said:
                 numbers = {"id": str(len(items) + 1), "turn": turn.number, "turn_id": turn.turn_id}

@@ -43,7 +43,7 @@ async def settle(ref: TurnRef, final: FinalTurn, *, held: bool, after_fencing: b
                 PromptRoleEnum.ASSISTANT,
                 final.text,
                 token_count=final.token_count,
-                meta=final.meta,
+                meta={**final.meta, "usage": usage.told},
             )
         async with CallbackService(db, held=held).together() as callbacks:
             await _record_callbacks(callbacks, ref, final)

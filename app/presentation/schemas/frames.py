@@ -10,7 +10,6 @@ import msgspec
 from app.application.services.eval_service import ChatCommand, Started
 from app.application.turns.running import TurnId
 from app.core.errors import ErrorCode, TurnstoneError
-from app.domain.conversation import Usage
 from app.domain.turn_log import Cancelled, Done, Ending, Piece
 
 _BIGGEST_ID = 2**63 - 1
@@ -195,16 +194,6 @@ def _json(value: Any) -> str:
 PONG = _json({"type": "pong"})
 
 
-def usage_fields(usage: Usage) -> dict[str, Any]:
-    """Usage as the protocol shows it."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "source": usage.source,
-    }
-
-
 def started_frame(started: Started) -> str:
     """The candidate's message is stored, and the turn has its number."""
     return _json(
@@ -244,7 +233,7 @@ class TurnFrames:
 
     def ending(self, ending: Ending) -> str:
         """The terminal frame."""
-        turn_id, turn, usage = self._started.turn_id, self._started.turn, usage_fields(ending.usage)
+        turn_id, turn, usage = self._started.turn_id, self._started.turn, ending.usage.told
         if isinstance(ending, Done):
             reason = ending.finish_reason
             return _json({"type": "done", "turn_id": turn_id, "turn": turn, "finish_reason": reason, "usage": usage})

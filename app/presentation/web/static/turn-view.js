@@ -101,15 +101,13 @@ export function spokenEnd({ state, error, finishReason }, answer) {
 }
 
 /**
- * What to say below a stored answer. What its turn used as a whole is not stored with it, only its own tokens are.
+ * What to say below a stored answer: the same as when it ended.
  *
  * @param {StoredMessage} answer
  * @returns {string}
  */
-export function storedWords({ meta, token_count: tokens }) {
-  const origin = meta?.tokenizer ? ", estimated" : ""; // the provider's own figures name no tokenizer
-  const usage = tokens ? `${number(tokens)} tokens out${origin}` : "";
-  return joined(STATUS_WORDS[meta?.status] ?? FINISH_WORDS[meta?.finish_reason], usage);
+export function storedWords({ meta }) {
+  return joined(STATUS_WORDS[meta?.status] ?? FINISH_WORDS[meta?.finish_reason], usageWords(meta?.usage));
 }
 
 /**
