@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -105,6 +106,12 @@ def said(process: subprocess.Popen[str]) -> str:
         if "[" not in line:
             return line.strip()
     return "<ended>"
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # without its postmaster it may have gone by itself
+            process.kill()
 
 
 def servers_in(place: Path) -> list[psutil.Process]:
@@ -267,9 +274,7 @@ def test_killed_server_recovers_what_was_committed(place: Path, data_dir: Path, 
     with EmbeddedPostgres.open(data_dir) as before:
         run(before, "create table t as select generate_series(1, 1000) as n")
         pid = postmaster(data_dir)
-        for process in servers_in(place):
-            if whole or process.pid == pid:
-                process.kill()
+        kill(process for process in servers_in(place) if whole or process.pid == pid)
         with EmbeddedPostgres.open(data_dir) as after:
             assert postmaster(data_dir) != pid
             assert ask(after, "select count(*) from t") == 1000
@@ -281,8 +286,7 @@ def test_killed_server_recovers_what_was_committed(place: Path, data_dir: Path, 
 def test_process_id_of_a_dead_server_may_meanwhile_be_anybodys(place: Path, data_dir: Path) -> None:
     with EmbeddedPostgres.open(data_dir) as before:
         run(before, "create table t as select 1 as n")
-        for process in servers_in(place):
-            process.kill()
+        kill(servers_in(place))
         wait_until(lambda: servers_in(place) == [])
         pid_file = data_dir / "postgres/data/postmaster.pid"
         owner = pid_file.stat()

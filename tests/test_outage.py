@@ -276,7 +276,7 @@ async def test_an_exhausted_pool_refuses_further_messages_and_recovers(
                 await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 2)
                 await third.send(type="message", message="Too much", turn_id="t", **pairs[2])
                 error = await third.until("error")
-                assert (error["code"], error["retryable"]) == ("internal", True)
+                assert (error["code"], error["retryable"]) == ("overloaded", True)
                 assert not await asyncio.to_thread(ready, service)
         await asyncio.to_thread(wait_until, lambda: ready(service))
         assert (await chat.turn()).end["type"] == "done"

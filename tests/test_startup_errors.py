@@ -412,9 +412,11 @@ def test_a_folder_that_was_moved_installs_anew(tmp_path: Path) -> None:
         (folder / needed).touch()
     shutil.copy(Path(__file__).parents[1] / "Makefile", folder)
 
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
     def plan() -> str:
         return subprocess.run(
-            ["make", "-n", "demo"], cwd=folder, capture_output=True, text=True, timeout=60, check=True
+            ["make", "-n", "demo"], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=True
         ).stdout
 
     (folder / ".venv/.ready").write_text(f"{folder}\n")
