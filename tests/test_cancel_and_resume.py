@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.application.services.eval_service import EvalService, Started
+from app.application.services.eval_service import EvalService
+from app.application.turns.exchange import Started
 from app.application.turns.generation import Generations
 from app.application.turns.runner import TurnRunner
 from app.application.turns.tail import Tails

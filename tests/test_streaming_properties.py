@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.websockets import WebSocketDisconnect
 
-from app.application.services.eval_service import AttachedTurn, Started
+from app.application.turns.exchange import AttachedTurn, Started
 from app.core.errors import ErrorCode
 from app.domain.conversation import FinishReason, Usage
 from app.domain.turn_log import Cancelled, Done, Ending, Failed, IllegalMoveError, TurnLog

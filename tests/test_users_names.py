@@ -17,7 +17,8 @@ import httpx
 import pytest
 
 from app.application.services.callback_service import CallbackService
-from app.application.services.eval_service import EvalService, Started
+from app.application.services.eval_service import EvalService
+from app.application.turns.exchange import Started
 from app.domain.turn_log import Done, Piece
 from app.infrastructure.cache.redis_client import RedisClient
 from app.infrastructure.persistence.models import PromptMessage, PromptSession

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+TurnId = str | int
+"""A turn's id as the client wrote it. Ids are compared as text: 7 and "7" are one turn."""
+
 
 class TurnStatus(StrEnum):
     """Where a turn stands. ``RUNNING`` is left once, for one of the others, and never entered again."""

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, overload
+from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import replace
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
 from app.application.turns.ending import ending_of
+from app.application.turns.exchange import AttachedTurn, ChatCommand, ChatResult, Started
 from app.application.turns.generation import Generation, Generations
 from app.application.turns.input import TurnInput, input_of
+from app.application.turns.reading import ended, held, read
 from app.application.turns.runner import TurnRunner
-from app.application.turns.running import RunningTurn, TurnId, TurnRef
+from app.application.turns.running import RunningTurn, TurnRef
 from app.application.turns.tail import Tails
 from app.core import metrics
 from app.core.errors import ErrorCode, TurnstoneError
 from app.core.ids import new_turn_id
-from app.domain.conversation import FinishReason, TurnStatus, Usage
+from app.domain.conversation import TurnId, TurnStatus
 from app.domain.turn_log import Done, Ending, Failed, Piece, TurnLog
 from app.infrastructure.persistence.models import PromptSession, PromptTurn
 from app.infrastructure.persistence.session import DATABASE_DOWN, PoolExhausted, get_db_context
@@ -30,56 +31,6 @@ from app.infrastructure.repositories.turn_repository import TurnRepository
 
 _TRIES_TO_START = 10
 """What is in a turn's way may be gone when we look for it; then it is tried again, but not for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatCommand:
-    """A candidate's message, valid in form. Either ``session_id`` is set, or exam and participant are."""
-
-    message: str
-    turn_id: TurnId
-    session_id: int | None = None
-    exam_id: int | None = None
-    participant_id: int | None = None
-    spec_id: int | None = None
-
-    @property
-    def session(self) -> int | tuple[int, int]:
-        """The session's id, or the pair (exam, participant) whose active session is meant."""
-        if self.session_id is not None:
-            return self.session_id
-        assert self.exam_id is not None and self.participant_id is not None, "checked where it came in"
-        return self.exam_id, self.participant_id
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The turn's number and session are known, and the candidate's message is stored."""
-
-    session_id: int
-    turn: int
-    turn_id: TurnId
-
-
-@dataclass(frozen=True, slots=True)
-class AttachedTurn:
-    """A turn and its log, to read from any ``seq`` on. ``fresh``: this call has started it."""
-
-    started: Started
-    log: TurnLog
-    fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ChatResult:
-    """A whole answer. ``ending`` says how it ended; ``finish_reason`` is ``cancelled`` where somebody stopped it."""
-
-    session_id: int
-    turn: int
-    turn_id: TurnId
-    ai_message: str
-    finish_reason: FinishReason | str
-    usage: Usage
 
 
 class TurnStream:
@@ -352,74 +303,6 @@ async def _session_of_pair(sessions: SessionRepository, pair: tuple[int, int], s
 def _check_spec(command: ChatCommand, spec_id: int | None) -> None:
     if command.spec_id is not None and command.spec_id != spec_id:
         raise TurnstoneError(ErrorCode.INVALID_FRAME, "The session was started with another spec_id.")
-
-
-class _Waiting:
-    """A reader that a coroutine can wait on."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def wake(self) -> None:
-        self._event.set()
-
-    async def wait(self, patience_s: float | None = None) -> bool:
-        """Wait for news; ``False`` where there are none for so long."""
-        try:
-            async with asyncio.timeout(patience_s):
-                await self._event.wait()
-        except TimeoutError:
-            return False
-        self._event.clear()
-        return True
-
-
-@contextmanager
-def held(log: TurnLog) -> Iterator[None]:
-    """Read a log and make nothing of it: one of another process grows only for as long as somebody reads it."""
-    reader = _Waiting()
-    log.attach(reader)
-    try:
-        yield
-    finally:
-        log.detach(reader)
-
-
-@overload
-def read(log: TurnLog, after_seq: int = 0) -> AsyncIterator[Piece | Ending]: ...
-@overload
-def read(log: TurnLog, after_seq: int = 0, *, heartbeat_s: float) -> AsyncIterator[Piece | Ending | None]: ...
-async def read(
-    log: TurnLog, after_seq: int = 0, *, heartbeat_s: float | None = None
-) -> AsyncIterator[Piece | Ending | None]:
-    """A log's events after ``after_seq``, up to and with its ending; ``None`` after each ``heartbeat_s`` of silence."""
-    reader = _Waiting()
-    log.attach(reader)
-    try:
-        while True:
-            piece = log.since(after_seq)
-            if piece is not None:
-                after_seq = piece.last_seq
-                yield piece
-            elif log.ending is not None:
-                yield log.ending
-                return
-            elif not await reader.wait(heartbeat_s):
-                yield None
-    finally:
-        log.detach(reader)
-
-
-async def ended(log: TurnLog) -> Ending:
-    """Wait for a log's ending."""
-    reader = _Waiting()
-    log.attach(reader)
-    try:
-        while log.ending is None:
-            await reader.wait()
-        return log.ending
-    finally:
-        log.detach(reader)
 
 
 class _database_errors:  # noqa: N801  # reads as a statement

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from app.application.turns.generation import Generation
 from app.application.turns.input import TurnInput
 from app.core import metrics
+from app.domain.conversation import TurnId
 from app.domain.langgraph.context import Opening
 from app.domain.langgraph.state import TurnState
 from app.domain.model_client import ModelRequest
 from app.domain.turn_log import TurnLog
 from app.infrastructure.repositories.state_repository import TurnKey
 from app.infrastructure.repositories.turn_repository import Chunk
-
-TurnId = str | int
-"""A turn's id as the client wrote it. Ids are compared as text: 7 and "7" are one turn."""
 
 
 @dataclass(frozen=True, slots=True)

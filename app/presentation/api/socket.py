@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 from starlette.websockets import WebSocketDisconnect
 
-from app.application.services.eval_service import AttachedTurn
+from app.application.turns.exchange import AttachedTurn
 from app.core import metrics
 from app.domain.turn_log import Ending, TurnLog
 from app.presentation.schemas.frames import TurnFrames

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from app.application.services.eval_service import ChatCommand, ChatResult
+from app.application.turns.exchange import ChatCommand, ChatResult
 from app.core.ids import new_turn_id
 from app.domain.conversation import Usage
 from app.infrastructure.persistence.models import Callback, Exam, PromptMessage, PromptSession, PromptTurn

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from app.application.services.eval_service import ChatCommand, Started
-from app.application.turns.running import TurnId
+from app.application.turns.exchange import ChatCommand, Started
 from app.core.errors import ErrorCode, TurnstoneError
+from app.domain.conversation import TurnId
 from app.domain.turn_log import Cancelled, Done, Ending, Piece
 
 _BIGGEST_ID = 2**63 - 1

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from app.application.resources import Resources
-from app.application.services.eval_service import AttachedTurn, EvalService, Started
-from app.application.turns.running import TurnId
+from app.application.services.eval_service import EvalService
+from app.application.turns.exchange import AttachedTurn, Started
 from app.core import metrics
 from app.core.errors import ErrorCode, TurnstoneError
 from app.core.settings import Settings
+from app.domain.conversation import TurnId
 from app.domain.turn_log import Ending
 from app.infrastructure.repositories.state_repository import TurnKey
 from app.presentation.api.auth import SUBPROTOCOL, check_origin, check_token, token_of

@@ -10,7 +10,9 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from app.application.services.eval_service import AttachedTurn, EvalService, Started, held, read
+from app.application.services.eval_service import EvalService
+from app.application.turns.exchange import AttachedTurn, Started
+from app.application.turns.reading import held, read
 from app.core.errors import ErrorCode, TurnstoneError
 from app.domain.turn_log import Piece
 from app.infrastructure.persistence.session import get_db_context

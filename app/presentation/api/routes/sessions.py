@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
-from app.application.services.eval_service import ended
+from app.application.turns.reading import ended
 from app.core.errors import ErrorCode, TurnstoneError
 from app.infrastructure.persistence.models import PromptSession
 from app.infrastructure.persistence.session import get_db_context
