@@ -1,0 +1,89 @@
+"""Two processes are replaced one after the other while candidates go on talking: nobody's answer fails."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import websockets
+
+from app.core.settings import Settings
+from tests.conftest import Rows, change
+from tests.support.chat import TERMINAL, Command, TurnSeen, connect, environment, new_pair
+from tests.support.core import FakeCore
+from tests.support.provider import Provider, Script
+from tests.support.service import running
+
+CANDIDATES = 40
+SCRIPT = Script(pieces=[f"낱말{i} " for i in range(30)], piece_delay_s=0.03)
+
+
+async def talk(urls: list[str], number: int, stop: asyncio.Event) -> Counter[str]:
+    """Ask again and again at whichever process takes it; returns how the turns ended."""
+    ends: Counter[str] = Counter()
+    pair, where = new_pair(), itertools.count(number)
+    for turn_id in itertools.count(1):
+        if stop.is_set():
+            return ends
+        seen = TurnSeen()
+        while not seen.frames or seen.frames[-1]["type"] not in TERMINAL:
+            try:
+                async with connect(urls[next(where) % 2], open_timeout=5) as chat:
+                    await ask(chat.send, seen, turn_id, pair)
+                    while not seen.frames or seen.frames[-1]["type"] not in TERMINAL:
+                        frame = await chat.receive()
+                        if frame.get("code") == "overloaded":
+                            raise ConnectionResetError  # it is going: the other one takes it
+                        seen.frames.append(frame)
+            except (OSError, websockets.WebSocketException):
+                await asyncio.sleep(0.05)
+        assert seen.text == SCRIPT.text
+        ends[seen.end.get("code", seen.end["type"])] += 1
+    raise AssertionError("it counts for ever")
+
+
+async def ask(send: Callable[..., object], seen: TurnSeen, turn_id: int, pair: dict[str, int]) -> None:
+    if seen.frames:
+        where = {"session_id": seen.frames[0]["session_id"], "after_seq": seen.last_seq}
+        await send(type="resume", turn_id=turn_id, **where)  # type: ignore[misc]
+    else:
+        await send(message="hello", turn_id=turn_id, **pair)  # type: ignore[misc]
+
+
+@pytest.mark.slow
+async def test_a_rolling_restart_under_load_fails_no_turn(
+    settings: Settings, provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    provider.default = SCRIPT
+    env = environment(change(settings, shutdown_grace_s=20), TURNSTONE_PORT="0")
+    stop = asyncio.Event()
+    with ExitStack() as stack:
+
+        async def serve() -> Command:
+            process = stack.enter_context(running(Command("serve", env=env)))
+            await asyncio.to_thread(process.wait_ready)
+            assert isinstance(process, Command)
+            return process
+
+        processes = [await serve(), await serve()]
+        urls = [process.url for process in processes]
+        talking = [asyncio.create_task(talk(urls, number, stop)) for number in range(CANDIDATES)]
+        await asyncio.sleep(1)
+        for place in (0, 1, 0):
+            heir = await serve()
+            old, processes[place], urls[place] = processes[place], heir, heir.url
+            assert await asyncio.to_thread(old.stop) == 0
+            assert "turn_interrupted" not in old.output
+        stop.set()
+        ends = sum(await asyncio.gather(*talking), Counter[str]())
+        await core.reaches(2 * ends.total(), 60)
+    assert set(ends) == {"done"}, ends
+    assert ends.total() > CANDIDATES
+    assert {row["status"] for row in rows("SELECT status FROM prompt_turns")} == {"completed"}
+    usages = Counter((event.session_id, event.body["turn"]) for event in core.events() if event.type == "usage")
+    assert set(usages.values()) == {1} and len(usages) == ends.total()
+    assert len(provider.requests) == ends.total()
