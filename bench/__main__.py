@@ -26,6 +26,7 @@ from bench.memory import memory
 from bench.plan import QUICK, Plan, say
 from bench.relay import added_latency, cpu_per_delta
 from bench.report import markdown, missed
+from bench.soak import soak
 from bench.targets import BenchError, Scene, open_scene
 from bench.turns import cancelling, throughput
 
@@ -38,7 +39,10 @@ PARTS: Mapping[str, Measure] = {
     "latency": added_latency,
     "turns": throughput,
     "cancel": cancelling,
+    "soak": soak,
 }
+ON_DEMAND = {"soak"}
+"""Parts that take ten minutes, so only where they are named."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            results = runner.run(_run(plan, [name for name in PARTS if name in (options.only or PARTS)]))
+            results = runner.run(
+                _run(plan, [name for name in PARTS if name in (options.only or PARTS.keys() - ON_DEMAND)])
+            )
     except (BenchError, StartupError) as error:
         say(f"the benchmark failed: {error}")
         return 1

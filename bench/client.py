@@ -113,6 +113,14 @@ class Connection(asyncio.Protocol):
         """From now on ask as another participant."""
         self.participant = next(_participants)
 
+    def read(self, reading: bool) -> None:
+        """Read what comes, or leave it in the socket."""
+        assert self._transport is not None, "not connected"
+        if reading:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
     def close(self) -> None:
         """Drop the connection."""
         if self._transport is not None:

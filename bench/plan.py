@@ -41,6 +41,7 @@ class Plan:
     running_turns: int = 200
     memory_of_usual: bool = True
     cancel_rounds: int = 4
+    soak_s: float = 600.0
 
 
 QUICK = Plan(
@@ -59,6 +60,7 @@ QUICK = Plan(
     memory_of_usual=False,
     turn_rounds=1,
     cancel_rounds=1,
+    soak_s=40.0,
 )
 
 

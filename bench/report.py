@@ -115,6 +115,11 @@ GOALS = (
     Goal("turns", "callbacks delivered", "/s", lambda f: f["callbacks_per_s"], must=60, aim=300, at_least=True),
     Goal("cancel", "cancel → provider closed, p50", "ms", lambda f: f["provider_closed"]["p50_ms"]),
     Goal("cancel", "… p99", "ms", lambda f: f["provider_closed"]["p99_ms"], must=250),
+    Goal(
+        "soak", "memory after minutes of turns", "MB", lambda f: f["end_mb"],
+        compared=lambda f: f"after the warm-up {f['warm_mb']:.1f}",
+    ),
+    Goal("soak", "… growth by a turn", "bytes", lambda f: f["slope_bytes_per_turn"]),
 )  # fmt: skip
 
 
