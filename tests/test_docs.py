@@ -54,7 +54,7 @@ def test_files_named_in_the_architecture_exist() -> None:
     table = page[page.index("## From symptom to file") :]
     named = re.findall(r"`([a-z_/]+\.(?:py|js))`", table)
     assert len(named) > 20
-    files = [str(path) for folder in ("app", "tests") for path in (ROOT / folder).rglob("*.*")]
+    files = [str(path) for folder in ("app", "tests", "torture") for path in (ROOT / folder).rglob("*.*")]
     for name in named:
         assert any(path.endswith(f"/{name}") for path in files), name
 
