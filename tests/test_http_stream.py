@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -327,3 +328,26 @@ async def test_tls_is_spoken_with_a_server_whose_certificate_is_trusted_and_no_o
     assert (answer.status, answer.body) == (200, b"abcdef")
     await client.aclose()
     server.close()
+
+
+async def test_an_address_that_leads_nowhere_does_not_hide_the_next(
+    peer: Peer, client: Callable[..., StreamingHttp], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer.scripts = [[OK + b"content-length: 2\r\n\r\nhi"]]
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)  # room for one connection that nobody accepts; a further one waits for its handshake
+        for filler in (first, second):
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+
+        async def two_addresses(*_: object, **__: object) -> list[object]:
+            found = [listener.getsockname(), ("127.0.0.1", peer.port)]
+            return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for address in found]
+
+        monkeypatch.setattr(loop, "getaddrinfo", two_addresses)
+        answer = Taken()
+        async with asyncio.timeout(5):
+            await post(client(), answer)
+    assert answer.body == b"hi"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,8 +18,11 @@ from typing import Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import httptools
+from aiohappyeyeballs import start_connection
 
 _CONNECT_S = 10.0
+_NEXT_ADDRESS_S = 0.25
+"""A name's next address is tried beside one that has not answered for so long (RFC 8305): IPv6 may lead nowhere."""
 _IDLE_S = 15.0
 """How long a connection is kept for the next request; servers close theirs after some time too, and mostly later."""
 _DRAIN_S = 1.0
@@ -117,8 +121,14 @@ class StreamingHttp:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_S):
+                addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                opened = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1)
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._timeout_s, self._back, self._gone), self._host, self._port, ssl=self._tls
+                    lambda: _Connection(self._timeout_s, self._back, self._gone),
+                    sock=opened,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls else None,
                 )
         except TimeoutError:
             raise NoConnectionError("connection timeout") from None
