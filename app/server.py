@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 
 from app.core.errors import StartupError
 from app.core.settings import Settings
@@ -65,9 +66,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     uvicorn closes the connection at once. What the client is still sending then resets it, and the close frame may be
     lost on the way. Here the rest is read and thrown away until no more comes.
+
+    And a client that is closing just when the server stops does not break the server's stop.
     """
 
     _linger_until = 0.0
+
+    def shutdown(self) -> None:
+        """Close with 1012; where the client has said its close already, there is nothing left to say."""
+        try:
+            super().shutdown()
+        except InvalidState:
+            self.transport.close()
 
     def handle_parser_exception(self) -> None:
         """Send the close frame; called again for whatever else comes, of which nothing is kept."""

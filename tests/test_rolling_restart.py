@@ -76,7 +76,7 @@ async def test_a_rolling_restart_under_load_fails_no_turn(
         for place in (0, 1, 0):
             heir = await serve()
             old, processes[place], urls[place] = processes[place], heir, heir.url
-            assert await asyncio.to_thread(old.stop) == 0
+            assert await asyncio.to_thread(old.stop) == 0, old.output
             assert "turn_interrupted" not in old.output
         stop.set()
         ends = sum(await asyncio.gather(*talking), Counter[str]())

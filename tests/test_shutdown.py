@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -322,3 +323,35 @@ def test_a_signal_while_the_local_model_starts_leaves_nothing(
         assert process.stop() == 0, process.output
     assert "Traceback" not in process.output
     assert processes_of(data_dir) == []
+
+
+async def test_a_client_that_is_closing_just_then_does_not_break_the_end(
+    env: dict[str, str], provider: Provider
+) -> None:
+    """It has said its close and reads nothing of what is still to be sent; another is told to come back."""
+    provider.next(Script(pieces=("x" * 500_000,) * 8))
+    message = json.dumps({"message": "much", "turn_id": "t1", **new_pair()}).encode()
+    with running(Command("serve", env=env)) as process, socket.socket() as slow:
+        await asyncio.to_thread(process.wait_ready)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", process.port))
+        slow.sendall(
+            b"GET /chat HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dHVybnN0b25lLWJlbmNoIQ==\r\nSec-WebSocket-Version: 13\r\n\r\n" % process.port
+        )
+        slow.recv(300)
+        slow.sendall(bytes((0x81, 0x80 | len(message))) + b"\0\0\0\0" + message)
+        await asyncio.to_thread(provider.wait_closed, 1)
+        await asyncio.sleep(0.5)
+        slow.sendall(b"\x88\x82\0\0\0\0\x03\xe8")  # 1000, masked with zeros
+        async with connect(process.url) as chat:
+            await chat.send(type="ping")
+            await chat.receive()
+            process.process.send_signal(signal.SIGTERM)
+            with pytest.raises(websockets.ConnectionClosed):
+                await chat.receive(30)
+            assert chat.connection.close_code == RESTARTING
+        assert isinstance(process, Command)
+        code, output = await asyncio.to_thread(process.ended)
+        assert code == 0, output
+        assert "Traceback" not in output
