@@ -351,3 +351,33 @@ async def test_an_address_that_leads_nowhere_does_not_hide_the_next(
         async with asyncio.timeout(5):
             await post(client(), answer)
     assert answer.body == b"hi"
+
+
+async def test_a_connection_that_was_closed_this_very_moment_is_not_used(
+    peer: Peer, client: Callable[..., StreamingHttp]
+) -> None:
+    whole = OK + b"content-length: 2\r\n\r\nhi"
+    peer.scripts = [[whole], [whole]]
+    http, answer = client(), Taken()
+    await post(http, Taken())
+    [idle] = http._idle
+    idle.abort()  # as its timer does; that it is closed is heard a moment later
+    await post(http, answer)
+    assert (answer.body, peer.connections) == (b"hi", 2)
+
+
+async def test_cancelled_twice_it_is_closed_all_the_same(peer: Peer, client: Callable[..., StreamingHttp]) -> None:
+    peer.hang = True
+    peer.scripts = [[CHUNKED, *[b"1\r\na\r\n", PAUSE] * 200]]
+    http, answer = client(), Taken()
+    asking = asyncio.create_task(post(http, answer))
+    while not answer.body:
+        await asyncio.sleep(0.01)
+    [connection] = http._open
+    asking.cancel()
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.wait([connection.closed], timeout=WAIT_S)
+    assert connection.closed.done() and not connection.closed.cancelled()

@@ -13,6 +13,7 @@ from app.application.turns.lease import Lease
 from app.core.settings import Settings
 from app.domain.conversation import TurnStatus, Usage
 from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
 from app.infrastructure.repositories.turn_repository import Chunk, TurnEnding, TurnRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
 from tests.conftest import Rows, change
@@ -217,3 +218,15 @@ async def test_leases_that_ended_long_ago_are_removed_unless_they_own_a_turn(dat
     async with get_db_context() as db:
         await WorkerRepository(db).sweep()
     assert {row["id"] for row in rows("SELECT id FROM workers")} == {alive, fenced, owner}
+
+
+async def test_a_fenced_owner_starts_no_turn(database: Database, rows: Rows) -> None:
+    async with get_db_context() as db:
+        owner = await WorkerRepository(db).register("gone")
+        session = await SessionRepository(db).create_session(1, 1)
+        await WorkerRepository(db).fence(owner)
+    new = NewTurn(session.id, "t", turn_id_is_int=False, owner=owner, model="m", message="why?")
+    async with get_db_context() as db:
+        assert await SessionRepository(db).start_turn(new, token_budget=0) is None
+    assert rows("SELECT id FROM prompt_turns") == rows("SELECT id FROM prompt_messages") == []
+    assert rows.one("SELECT last_turn FROM prompt_sessions")["last_turn"] == 0

@@ -47,7 +47,7 @@ class Recovery:
         while True:
             async with get_db_context() as db:
                 orphans = await TurnRepository(db).orphans()
-            done = [await self._try_to_settle(turn) for turn in orphans]
+            done = [await self._try_to_settle(turn, after_fencing=True) for turn in orphans]
             settled += sum(done)
             if not any(done):
                 break
@@ -62,12 +62,12 @@ class Recovery:
             async with get_db_context() as db:
                 turn = await TurnRepository(db).get(turn_pk)
             if turn is not None:
-                await self._settle(turn, after_fencing=False)
+                await self._try_to_settle(turn, after_fencing=False)
 
-    async def _try_to_settle(self, turn: PromptTurn) -> bool:
+    async def _try_to_settle(self, turn: PromptTurn, *, after_fencing: bool) -> bool:
         """One turn that the database does not take must not keep the others from their end, nor the lease from us."""
         try:
-            return await self._settle(turn, after_fencing=True)
+            return await self._settle(turn, after_fencing=after_fencing)
         except DATABASE_DOWN:
             raise
         except SQLAlchemyError as error:

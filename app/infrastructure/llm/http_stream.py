@@ -100,13 +100,16 @@ class StreamingHttp:
             ExchangeError: see its kinds. Also whatever ``answer`` raises. Cancelled or failed, the connection is closed
                 before the exception goes on.
         """
-        connection = self._idle.pop() if self._idle else await self._connect()
+        connection = self._take_idle() or await self._connect()
         request = b"%bcontent-length: %d\r\n\r\n%b" % (self._head, len(body), body)
+        over: asyncio.Future[bool] | None = None
         try:
-            return await connection.exchange(request, answer)
+            over = connection.exchange(request, answer)
+            return await over
         except BaseException:
-            connection.abort()
-            await connection.closed
+            if over is None or connection.carries(over):  # else it is free again, or another's by now
+                connection.abort()
+                await asyncio.wait([connection.closed])  # a second cancellation must not reach the future itself
             raise
 
     async def aclose(self) -> None:
@@ -114,8 +117,16 @@ class StreamingHttp:
         connections = list(self._open)
         for connection in connections:
             connection.abort()
-        for connection in connections:
-            await connection.closed
+        if connections:
+            await asyncio.wait([connection.closed for connection in connections])
+
+    def _take_idle(self) -> _Connection | None:
+        """A connection that was kept, unless it has just been closed."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -201,6 +212,15 @@ class _Connection(asyncio.Protocol):
         answer.sent()
         return over
 
+    @property
+    def usable(self) -> bool:
+        """Whether another exchange can be begun."""
+        return self._state is _State.IDLE and self._transport is not None and not self._transport.is_closing()
+
+    def carries(self, over: asyncio.Future[bool]) -> bool:
+        """Whether the exchange with this end is still on the connection."""
+        return self._over is over and self._state is not _State.IDLE
+
     def abort(self) -> None:
         """Close the connection now, whatever is still to be sent or read; an exchange under way is over."""
         self._state = _State.CLOSED
@@ -250,7 +270,8 @@ class _Connection(asyncio.Protocol):
         self._state = _State.CLOSED
         self._set_timer(None)
         self._gone(self)
-        self.closed.set_result(None)
+        if not self.closed.done():
+            self.closed.set_result(None)
 
     # what the parser says
 

@@ -51,6 +51,7 @@ _start_turn = """
     WITH numbered AS (
         UPDATE prompt_sessions SET last_turn = last_turn + 1
         WHERE {which} AND ended_at IS NULL AND (%(spec_id)s::bigint IS NULL OR spec_id = %(spec_id)s::bigint)
+          AND EXISTS (SELECT FROM workers WHERE workers.id = %(owner)s AND fenced_at IS NULL)
         RETURNING id, exam_id, last_turn
     ), started AS (
         INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)
@@ -183,7 +184,8 @@ class SessionRepository:
         One statement, and the transaction at hand may hold nothing else: it commits by itself.
 
         Returns:
-            ``None`` where nothing was stored: there is no such session, it has ended, or it has another ``spec_id``.
+            ``None`` where nothing was stored: there is no such session, it has ended, or it has another ``spec_id``; or
+            the owner has lost its lease, and another one is about to be taken.
 
         Raises:
             sqlalchemy.exc.IntegrityError: the session runs a turn already, or knows the turn's id.
