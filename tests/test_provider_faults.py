@@ -333,6 +333,7 @@ async def test_a_cancel_between_two_tries_prevents_the_second(
         await client.send(type="message", message="hello", turn_id=1, **new_pair())
         await client.until("started")
         await provider.closed_reach(1)
+        await asyncio.sleep(0.4)  # its refusal has come through, and the pause before the next try has begun
         await client.send(type="cancel", turn_id=1)
         seen = await client.turn()
     assert seen.end["type"] == "cancelled"
