@@ -68,7 +68,8 @@ def make_data_dir(path: Path) -> None:
 async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterator[Database]:
     """The database of the settings, bound for `get_db_context`; an embedded one is made, started, or shared if it runs.
 
-    Its tables are brought to this program's version, or with ``migrate`` off have to be of it.
+    Its tables are brought to this program's version, or with ``migrate`` off have to be of it. Those of a later program
+    are left as they are and used, where they say that they still serve this one.
 
     Raises:
         StartupError: it cannot be used.
@@ -90,13 +91,15 @@ async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterat
 async def _prepare_tables(database: Database, settings: DatabaseSettings, say: Say) -> None:
     if settings.migrate:
         found = await asyncio.to_thread(migrate, database.url, timeout_s=settings.timeout_s)
-        if not found.up_to_date:
+        if found.known and not found.up_to_date:
             say("the database's tables are made")
             log.info("database_migrated", found=found.current, now=found.wanted)
-        return
-    found = await asyncio.to_thread(schema_state, database.url, timeout_s=settings.timeout_s)
-    if not found.up_to_date:
-        raise wrong_version(found)
+    else:
+        found = await asyncio.to_thread(schema_state, database.url, timeout_s=settings.timeout_s)
+        if not found.usable:
+            raise wrong_version(found)
+    if not found.known:
+        log.warning("tables_of_a_later_program", found=found.current, ours=found.wanted)
 
 
 @asynccontextmanager

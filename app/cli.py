@@ -342,7 +342,7 @@ def _with_database(action: Callable[[], Awaitable[None]]) -> None:
 
     async def main() -> None:
         async with database_as_found(settings) as (_, schema):
-            if not schema.up_to_date:
+            if not schema.usable:
                 raise wrong_version(schema)
             await action()
 

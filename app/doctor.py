@@ -149,8 +149,9 @@ async def _database(settings: Settings) -> str:
         except DATABASE_DOWN as error:
             raise unreachable(database.url, error) from None
     kind = "embedded PostgreSQL" if settings.database.url is None else "PostgreSQL"
-    if schema.up_to_date:
-        return f"{kind} {version}, tables at version {schema.current}"
+    if schema.usable:
+        later = "" if schema.up_to_date else ", of a later program, which still serve this one"
+        return f"{kind} {version}, tables at version {schema.current}{later}"
     if settings.database.migrate and schema.known:
         return (
             f"{kind} {version}, tables at version {schema.current or 'none'} (`serve` brings them to {schema.wanted})"

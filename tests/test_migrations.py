@@ -92,10 +92,22 @@ def test_three_processes_may_migrate_at_once(empty: URL, connection: Connection)
 def test_tables_of_a_later_program_are_left_alone(empty: URL, connection: Connection) -> None:
     migrate(empty)
     connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    connection.execute(text("UPDATE schema_reach SET oldest_program = '9998'"))
     connection.commit()
     with pytest.raises(StartupError, match="at version 9999") as raised:
         migrate(empty)
     assert "later program" in raised.value.remedy
+
+
+def test_tables_of_a_later_program_that_still_serve_this_one_are_used_as_they_are(
+    empty: URL, connection: Connection
+) -> None:
+    migrate(empty)
+    connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    connection.commit()
+    found = migrate(empty)
+    assert (found.usable, found.up_to_date, found.known) == (True, False, False)
+    assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
 
 
 def test_the_tables_of_the_contract_have_their_columns(rows: Rows) -> None:

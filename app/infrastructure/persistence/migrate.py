@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -25,17 +26,24 @@ _LOCK = 0x7475726E  # any number; all processes that migrate wait for each other
 class SchemaState:
     """The schema's version in the database (``None``: empty) and the version that this code wants.
 
-    ``known``: this code knows the version that is there; a later program's it does not.
+    ``known``: this code knows the version that is there; a later program's it does not. ``serves``: a later program's
+    tables say that they still serve this one.
     """
 
     current: str | None
     wanted: str
     known: bool = True
+    serves: bool = False
 
     @property
     def up_to_date(self) -> bool:
         """Whether nothing has to be done."""
         return self.current == self.wanted
+
+    @property
+    def usable(self) -> bool:
+        """Whether this program can run on the tables as they are."""
+        return self.up_to_date or (not self.known and self.serves)
 
 
 def alembic_config() -> Config:
@@ -45,6 +53,7 @@ def alembic_config() -> Config:
     return config
 
 
+@cache
 def wanted_version() -> str:
     """The newest migration in this code."""
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
@@ -76,9 +85,9 @@ def migrate(url: URL, *, timeout_s: float = 5.0) -> SchemaState:
         connection.commit()
         found = _state(connection)
         connection.commit()
-        if not found.known:
+        if not found.known and not found.serves:
             raise wrong_version(found)
-        if not found.up_to_date:
+        if found.known and not found.up_to_date:
             config = alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -98,10 +107,24 @@ def _connected(url: URL, timeout_s: float) -> Iterator[Connection]:
         engine.dispose()
 
 
+@cache
+def _versions() -> frozenset[str]:
+    """The migrations in this code. Read once: readiness is asked for often, on the loop of the streams."""
+    return frozenset(script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions())
+
+
+def state_from(current: str | None, oldest_program: str | None) -> SchemaState:
+    """The schema's state by what the database says: its version, and the oldest program that its tables serve."""
+    known = current is None or current in _versions()
+    return SchemaState(current, wanted_version(), known=known, serves=oldest_program in _versions())
+
+
 def _state(connection: Connection) -> SchemaState:
     current = MigrationContext.configure(connection).get_current_revision()
-    versions = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
-    return SchemaState(current, wanted_version(), known=current is None or current in versions)
+    reach = None
+    if connection.execute(text("SELECT to_regclass('schema_reach')")).scalar() is not None:
+        reach = connection.execute(text("SELECT oldest_program FROM schema_reach")).scalar()
+    return state_from(current, reach)
 
 
 def wrong_version(found: SchemaState) -> StartupError:

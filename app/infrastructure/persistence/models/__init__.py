@@ -1,7 +1,7 @@
 """The tables."""
 
-from app.infrastructure.persistence.models.base import Base
-from app.infrastructure.persistence.models.callbacks import Callback, CallbackLane
+from app.infrastructure.persistence.models.base import Base, SchemaReach
+from app.infrastructure.persistence.models.callbacks import Callback, CallbackAttempt, CallbackLane
 from app.infrastructure.persistence.models.enums import CallbackStatusEnum, EvaluationTypeEnum, PromptRoleEnum
 from app.infrastructure.persistence.models.sessions import (
     Exam,
@@ -14,6 +14,7 @@ from app.infrastructure.persistence.models.turns import PromptTurn, ProviderCall
 __all__ = [
     "Base",
     "Callback",
+    "CallbackAttempt",
     "CallbackLane",
     "CallbackStatusEnum",
     "EvaluationTypeEnum",
@@ -24,6 +25,7 @@ __all__ = [
     "PromptSession",
     "PromptTurn",
     "ProviderCall",
+    "SchemaReach",
     "TurnChunk",
     "Worker",
 ]

@@ -6,9 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from sqlalchemy import BigInteger, Enum, Identity, MetaData, func
+from sqlalchemy import BigInteger, Enum, Identity, MetaData, String, func
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
-from sqlalchemy.orm import DeclarativeBase, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
@@ -42,3 +42,15 @@ Big = Annotated[int, mapped_column(BigInteger)]
 Moment = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True), server_default=func.now())]
 MaybeMoment = Annotated[datetime | None, mapped_column(TIMESTAMP(timezone=True))]
 Json = Annotated[dict[str, Any], mapped_column(JSONB, server_default="{}")]
+
+
+class SchemaReach(Base):
+    """One row: the oldest program, by the newest migration it has, that these tables still serve.
+
+    So a program that does not know the tables' version yet knows whether it may run on them, as it must while a new
+    version is rolled out.
+    """
+
+    __tablename__ = "schema_reach"
+
+    oldest_program: Mapped[str] = mapped_column(String(32), primary_key=True)

@@ -44,6 +44,25 @@ class Callback(Base):
     )
 
 
+class CallbackAttempt(Base):
+    """One try of one event. ``number`` counts from 1, and anew after a replay; ``duration_ms`` is the POST's.
+
+    ``answered`` is Core's HTTP status, null where no answer came; then ``error`` says why. ``body_start``: the first
+    characters of an answer that was no success.
+    """
+
+    __tablename__ = "callback_attempts"
+
+    id: Mapped[BigId]
+    callback_id: Mapped[int] = mapped_column(ForeignKey("callbacks.id", ondelete="CASCADE"), index=True)
+    number: Mapped[int]
+    tried_at: Mapped[Moment]
+    duration_ms: Mapped[int]
+    answered: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    body_start: Mapped[str | None] = mapped_column(Text)
+
+
 class CallbackLane(Base):
     """A session that has something to deliver; there is no row where nothing waits.
 

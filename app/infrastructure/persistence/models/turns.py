@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.domain.conversation import FinishReason, TurnStatus
@@ -81,7 +81,11 @@ class TurnChunk(Base):
 
 
 class ProviderCall(Base):
-    """One call to a provider and what it used. Rows are only ever added."""
+    """One call to a provider and what it used, or a correction of one. Rows are only ever added.
+
+    A correction has the differences as its figures, which may be negative, and says which call it ``adjusts`` and for
+    what ``reason``. ``provider_ref`` is the provider's own id of the call, where it gave one.
+    """
 
     __tablename__ = "provider_calls"
 
@@ -98,4 +102,13 @@ class ProviderCall(Base):
     tokenizer: Mapped[str | None] = mapped_column(Text)
     approximate: Mapped[bool] = mapped_column(server_default="false")
     outcome: Mapped[str] = mapped_column(String(32))
+    provider_ref: Mapped[str | None] = mapped_column(Text)
+    adjusts: Mapped[int | None] = mapped_column(ForeignKey("provider_calls.id", ondelete="CASCADE"))
+    reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[Moment]
+
+    __table_args__ = (
+        CheckConstraint("(adjusts IS NULL) = (reason IS NULL)", name="corrections_have_reasons"),
+        Index("ix_provider_calls_adjusts", "adjusts", postgresql_where="adjusts IS NOT NULL"),
+        Index("ix_provider_calls_created_at", "created_at"),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import cache
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -16,7 +15,7 @@ from sqlalchemy.pool import QueuePool
 from app.application.resources import Resources
 from app.core import metrics
 from app.core.errors import ErrorCode, TurnstoneError
-from app.infrastructure.persistence.migrate import wanted_version
+from app.infrastructure.persistence.migrate import state_from
 from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
 from app.infrastructure.repositories.callback_repository import CallbackRepository
 from app.presentation.api.problems import problem
@@ -52,7 +51,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: _NOT_READY}, response_model=Readiness)
 async def readyz(request: Request) -> Readiness | Response:
-    """Whether turns can be taken now: the database is there, its schema is this version's, the model can be asked."""
+    """Whether turns can be taken now: the database is there, its tables serve this version, the model can be asked."""
     resources: Resources = request.app.state.resources
     database, migrations = await _database(resources.settings.database.timeout_s)
     checks = {
@@ -68,21 +67,17 @@ async def readyz(request: Request) -> Readiness | Response:
 
 
 async def _database(timeout_s: float) -> tuple[bool, bool]:
-    """Whether the database answers within ``timeout_s``, and whether its tables are this version's."""
+    """Whether the database answers within ``timeout_s``, and whether its tables serve this version."""
     try:
         async with asyncio.timeout(timeout_s), get_db_context() as db:
-            if (await db.execute(text("SELECT to_regclass('alembic_version')"))).scalar() is None:
+            if (await db.execute(text("SELECT to_regclass('schema_reach')"))).scalar() is None:
                 return True, False
-            version = (await db.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+            [(version, reach)] = await db.execute(
+                text("SELECT (SELECT version_num FROM alembic_version), (SELECT oldest_program FROM schema_reach)")
+            )
     except DATABASE_DOWN:  # a timeout is an OSError, so one of these
         return False, False
-    return True, version == _wanted_version()
-
-
-@cache
-def _wanted_version() -> str:
-    """Asked for once: it reads the migrations' files, and the streams run on this very loop."""
-    return wanted_version()
+    return True, state_from(version, reach).usable
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
