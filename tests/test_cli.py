@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from app import __version__
 from app.application.services.callback_service import CallbackService
-from app.cli import Status, cli
+from app.cli import cli
+from app.cli.callbacks import Status
 from app.core.settings import Settings
 from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.persistence.session import Database, get_db_context

@@ -1,0 +1,40 @@
+"""The command ``turnstone``. Exit codes: 0 done, 1 failed, 2 used wrongly, 130 ended by Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import suppress
+
+import typer
+
+from app.cli import callbacks, running, sessions
+from app.cli.console import database_down, fail
+from app.core.errors import StartupError
+
+cli = typer.Typer(
+    name="turnstone",
+    help="The AI worker of AI-assisted coding exams. Settings are environment variables, see docs/operations.md.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+cli.add_typer(running.cli)
+cli.add_typer(callbacks.cli, name="callbacks")
+cli.add_typer(sessions.cli, name="sessions")
+
+
+def main() -> None:
+    """Entry point: expected failures become one clear line and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with suppress(OSError):  # what stands behind it was exchanged
+            sys.stdout.reconfigure(errors="backslashreplace")  # a sign that a terminal cannot show is no failure
+    try:
+        cli()
+    except StartupError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except SystemExit:
+        raise  # how every command ends; to look below whether it is a database's error would load the driver
+    except database_down():
+        fail(StartupError("The database does not answer.", "Try `turnstone doctor`."))
