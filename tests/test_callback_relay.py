@@ -26,6 +26,7 @@ from app.infrastructure.persistence.bell import Bell
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
 from app.infrastructure.persistence.session import Database, Transaction, get_db_context
+from app.infrastructure.repositories.callback_lanes import CallbackLanes
 from app.infrastructure.repositories.callback_repository import CallbackRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -339,6 +340,42 @@ async def test_no_more_posts_are_under_way_than_the_setting_allows(
     assert max(itertools.accumulate(step for _, step in edges)) <= 5
 
 
+async def test_when_nobody_answers_one_goes_ahead_and_the_others_keep_their_tries(
+    core: FakeCore, quick: Callable[..., CallbackSettings], rows: Rows
+) -> None:
+    sessions = await sessions_with(3, 60)
+    core.always(Answer(status=503))
+    async with relaying(quick(concurrency=4, retry_delays_s=(0.3,) * 100)) as relay:
+        await core.reaches(lambda posts: len(posts) >= 5, WAIT_S)
+        begun = time.monotonic()
+        await core.reaches(lambda posts: len(posts) >= 12, WAIT_S)
+        tries, passed = len(core.deliveries), time.monotonic() - begun
+        assert tries <= 5 + 4 + passed / 0.3 + 1, "what was under way, and one for each pause"
+        assert rows("SELECT sum(attempts) AS tries FROM callbacks")[0]["tries"] <= tries
+        core.always(Answer())
+        await core.reaches(180, WAIT_S)
+        await until(lambda: not lanes(rows))
+        late = await new_session()
+        await record(late)
+        relay.wake()
+        await core.reaches(181, 5)
+    for session_id in sessions:
+        assert seqs(core.events(session_id)) == [1, 2, 3]
+    assert len({delivery.id for delivery in core.deliveries if delivery.accepted}) == 181
+
+
+async def test_poison_events_of_many_sessions_are_no_dead_core(
+    core: FakeCore, quick: Callable[..., CallbackSettings], rows: Rows
+) -> None:
+    for session_id in await sessions_with(1, 30):
+        core.always(Answer(action="reset") if session_id % 2 else Answer(status=500), session_id)
+    with capture_logs() as logs:
+        async with relaying(quick(concurrency=4, retry_delays_s=(0.05,))):
+            await until(lambda: states_of_all(rows) == {"failed"})
+    assert not [entry for entry in logs if entry["event"] == "core_does_not_answer"]
+    assert rows("SELECT count(*) FROM callback_attempts")[0]["count"] == 60
+
+
 # nothing is lost, nothing stands still, nothing spins
 
 
@@ -425,7 +462,7 @@ async def test_a_fenced_workers_claims_are_freed_and_it_claims_nothing_more(
     dead = await new_worker()
     sessions = await sessions_with(2, 3)
     async with get_db_context() as db:
-        claimed, _ = await CallbackRepository(db).claim(dead, fresh=10, failing=10, room=10)
+        claimed, _ = await CallbackLanes(db).claim(dead, fresh=10, failing=10, room=10)
         assert len(claimed) == 3
     async with relaying(quick()):
         async with get_db_context() as db:
@@ -433,7 +470,7 @@ async def test_a_fenced_workers_claims_are_freed_and_it_claims_nothing_more(
         await core.reaches(6, WAIT_S)
     await record(sessions[0])
     async with get_db_context() as db:
-        claimed, _ = await CallbackRepository(db).claim(dead, fresh=10, failing=10, room=10)
+        claimed, _ = await CallbackLanes(db).claim(dead, fresh=10, failing=10, room=10)
         assert claimed == []
     assert [lane["claimed_by"] for lane in lanes(rows)] == [None]
 
@@ -444,7 +481,7 @@ async def test_a_claim_made_while_its_worker_is_being_fenced_is_no_claim(rows: R
 
     async def claim() -> list[Any]:
         async with get_db_context() as db:
-            claimed, _ = await CallbackRepository(db).claim(worker, fresh=10, failing=10, room=10)
+            claimed, _ = await CallbackLanes(db).claim(worker, fresh=10, failing=10, room=10)
             return list(claimed)
 
     async with get_db_context() as db:

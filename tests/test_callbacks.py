@@ -22,7 +22,9 @@ from app.application.turns.running import TurnRef
 from app.application.turns.settlement import NotOursError, settle
 from app.core.settings import Settings
 from app.domain.conversation import FinishReason, TurnStatus, Usage
+from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.callback_repository import CallbackFilter, replay_each
 from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
 from app.infrastructure.repositories.turn_repository import CallRecord, TurnEnding
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -360,8 +362,17 @@ async def test_callbacks_can_be_listed_filtered_paged_and_replayed_over_rest(ser
         assert core.deliveries[-1].id == failed["id"]
         assert core.deliveries[-1].body == failed["payload"]
 
+        async with asyncio.timeout(WAIT_S):
+            while len(await listed(status="delivered")) < 4:
+                await asyncio.sleep(0.02)
         shown = await client.get(f"/api/callbacks/{failed['id']}")
         assert (shown.status_code, shown.json()["id"]) == (200, failed["id"])
+        refused, taken = shown.json()["tries"]
+        assert (refused["number"], refused["status"], refused["error"], refused["body_start"]) == (
+            1, 410, "HTTP 410", "{}"
+        )  # fmt: skip
+        assert (taken["number"], taken["status"], taken["error"], taken["body_start"]) == (1, 200, None, None)
+        assert refused["tried_at"] < taken["tried_at"] and 0 <= refused["duration_ms"] < 10_000
         for path in ("/api/callbacks/evt_none", "/api/callbacks/%00"):
             assert problem_of(await client.get(path))["code"] == "not_found"
         for path in ("/api/callbacks/evt_none/replay", "/api/callbacks/%00/replay"):
@@ -372,6 +383,57 @@ async def test_callbacks_can_be_listed_filtered_paged_and_replayed_over_rest(ser
             assert (wrong.status_code, problem_of(wrong)["code"]) == (422, "invalid_frame")
         nobody = await client.get("/api/callbacks", params={"session_id": "nobody's"})
         assert (nobody.status_code, problem_of(nobody)["code"]) == (404, "session_not_found")
+
+
+async def test_callbacks_are_replayed_by_filter_and_by_time(service: Service, core: FakeCore, rows: Rows) -> None:
+    core.always(Answer(status=410))
+    pairs = [{"exam_id": 901, "participant_id": 1}, {"exam_id": 902, "participant_id": 1}]
+    async with httpx.AsyncClient(base_url=service.url, timeout=WAIT_S) as client:
+        sessions = [
+            (await client.post("/api/chat/message", json={"message": "hello", **pair})).json()["session_id"]
+            for pair in pairs
+        ]
+        await core.reaches(lambda posts: len(posts) == 4, WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            while rows("SELECT 1 FROM callbacks WHERE status <> 'failed'"):
+                await asyncio.sleep(0.02)
+        core.always(Answer())
+        moment = rows("SELECT max(occurred_at) AS at FROM callbacks WHERE session_id = %s", int(sessions[0]))[0]["at"]
+
+        async def replayed(**which: Any) -> int:
+            answer = await client.post("/api/callbacks/replay", json=which)
+            assert answer.status_code == 202, answer.text
+            count: int = answer.json()["replayed"]
+            return count
+
+        assert await replayed(type="final_scores") == await replayed(status="delivered") == 0
+        assert await replayed(until=moment.isoformat()) == 0
+        assert await replayed(session_id=sessions[1], type="usage") == 1
+        await core.reaches(1, WAIT_S)
+        assert await replayed(exam_id=pairs[0]["exam_id"], since=moment.isoformat()) == 2
+        await core.reaches(3, WAIT_S)
+        assert await replayed(status="failed") == 1
+        await core.reaches(4, WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            while rows("SELECT 1 FROM callbacks WHERE status <> 'delivered'"):
+                await asyncio.sleep(0.02)
+        for which in ({}, {"status": "lost"}, {"kind": "usage"}, {"since": "yesterday"}, {"exam_id": 0}):
+            wrong = await client.post("/api/callbacks/replay", json=which)
+            assert (wrong.status_code, problem_of(wrong)["code"]) == (422, "invalid_frame")
+
+
+async def test_a_replay_of_many_goes_on_part_by_part(database: Database, rows: Rows) -> None:
+    async with get_db_context() as db:
+        session_id = (await SessionRepository(db).create_session(**new_pair())).id
+    rows(
+        "INSERT INTO callbacks (event_id, session_id, callback_seq, type, status)"
+        " SELECT 'evt_' || n, %s, n, 'usage', 'failed' FROM generate_series(1, 1200) AS n",
+        session_id,
+    )
+    parts = [len(part) async for part in replay_each(CallbackFilter(status=CallbackStatusEnum.FAILED))]
+    assert parts == [500, 500, 200]
+    assert [row["status"] for row in rows("SELECT DISTINCT status FROM callbacks")] == ["pending"]
+    assert len(rows("SELECT 1 FROM callback_lanes")) == 1
 
 
 async def test_without_a_receiver_callbacks_are_held_and_go_out_when_one_is_set(
@@ -415,7 +477,8 @@ async def test_callbacks_can_be_listed_shown_and_replayed_by_command(
     database: Database, settings: Settings, core: FakeCore, rows: Rows, scratch: Path, start: Callable[..., Service]
 ) -> None:
     async with get_db_context() as db:
-        session_id = (await SessionRepository(db).create_session(**new_pair())).id
+        session = await SessionRepository(db).create_session(**new_pair())
+        session_id, exam_id = session.id, session.exam_id
         await CallbackService(db).send_error(session_id, "internal", "first")
         await CallbackService(db).send_usage(session_id, 1, 2, 3, 5)
     rows("UPDATE callbacks SET status = 'failed', attempts = 11, last_error = 'HTTP 500'")
@@ -430,6 +493,11 @@ async def test_callbacks_can_be_listed_shown_and_replayed_by_command(
         ["callbacks", "replay", first, second],
         ["callbacks", "replay", "evt_none"],
         ["callbacks", "list", "--status", "nonsense"],
+        ["callbacks", "replay", "--status", "pending", "--exam", str(exam_id), "--since", "2026-01-01", "--dry-run"],
+        ["callbacks", "replay", "--type", "usage", "--until", "2026-01-01T12:00"],
+        ["callbacks", "replay", "--status", "pending", "--session", str(session_id)],
+        ["callbacks", "replay"],
+        ["callbacks", "replay", first, "--status", "failed"],
     ]
     done = await asyncio.to_thread(
         subprocess.run,
@@ -444,7 +512,8 @@ async def test_callbacks_can_be_listed_shown_and_replayed_by_command(
         text=True,
         check=True,
     )
-    listed, filtered, none, shown, missing, replayed, unknown, misused = map(json.loads, done.stdout.splitlines())
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    listed, filtered, none, shown, missing, replayed, unknown, misused, dry, before, chosen, unsaid, both = results
     assert listed[0] == filtered[0] == none[0] == shown[0] == replayed[0] == 0
     items = [json.loads(line) for line in listed[1].splitlines()]
     assert [(item["id"], item["type"], item["attempts"]) for item in items] == [
@@ -455,7 +524,13 @@ async def test_callbacks_can_be_listed_shown_and_replayed_by_command(
     for part in (second, "failed", "11 tries", f"session {session_id} #2", "usage", "HTTP 500"):
         assert part in filtered[1]
     assert none[1] == ""
-    assert json.loads(shown[1]) == items[0]
+    assert json.loads(shown[1]) == {**items[0], "tries": []}
+    assert [(result[0], result[1]) for result in (dry, before, chosen)] == [
+        (0, "2 callbacks would be sent once more\n"),
+        (0, "0 callbacks are on their way again\n"),
+        (0, "2 callbacks are on their way again\n"),
+    ]
+    assert unsaid[0] == both[0] == 2 and "which" in unsaid[2]
     assert shown[1].count("error_message") == 1
     assert replayed[1].splitlines() == [f"{first}  pending", f"{second}  pending"]
     for failed in (missing, unknown):

@@ -120,6 +120,7 @@ def test_callbacks_are_listed_and_shown(place: Place) -> None:
     listed = place.lines("callbacks", "list", "--type", "usage")
     assert [(c["type"], c["callback_seq"]) for c in listed] == [("usage", 1), ("usage", 3)]
     shown = json.loads(place.run("callbacks", "show", listed[0]["id"]))
+    assert [(one["number"], one["status"]) for one in shown.pop("tries")] == [(1, 410)]
     assert shown == listed[0]
     assert shown["payload"]["session_id"] == place.session_id
     line = place.run("callbacks", "list", "--session", place.session_id, "--limit", "1")

@@ -215,8 +215,7 @@ async def test_commands_of_the_operations_page_work(
         "TURNSTONE_LLM__MODEL": settings.llm.model,
         "TURNSTONE_LLM__BASE_URL": str(settings.llm.base_url),
     }
-    [example] = blocks("docs/operations.md", "sh")
-    for command in example.strip().splitlines():
+    for command in filter(None, "\n".join(blocks("docs/operations.md", "sh")).splitlines()):
         done = run(["bash", "-c", f"cd {tmp_path} && {command}"], **env)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     exported = json.loads((tmp_path / "session-1.json").read_text(encoding="utf-8"))
@@ -230,6 +229,17 @@ def test_metrics_of_the_operations_page_exist(service: Service) -> None:
     assert len(named) > 10
     for name in named:
         assert re.search(rf"^# TYPE {name.removesuffix('_total')}", exposed, re.MULTILINE), name
+
+
+def test_alerts_ask_for_metrics_that_exist_and_say_what_to_do(service: Service) -> None:
+    exposed = run(["curl", "-s", f"{service.url}/metrics"]).stdout
+    [group] = yaml.safe_load((ROOT / "deploy/prometheus-alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]:
+        assert rule["annotations"]["summary"] and rule["annotations"]["remedy"], rule["alert"]
+        names = re.findall(r"turnstone_[a-z_]+", rule["expr"])
+        assert names, rule["alert"]
+        for name in names:
+            assert re.search(rf"^# TYPE {name.removesuffix('_total')}", exposed, re.MULTILINE), name
 
 
 def test_deployments_set_what_there_is_to_set() -> None:

@@ -33,6 +33,8 @@ GAUGES = {
     "turnstone_sockets",
     "turnstone_callbacks_waiting",
     "turnstone_callback_age_seconds",
+    "turnstone_callback_circuit_open",
+    "turnstone_callbacks_failed",
     "turnstone_database_connections_in_use",
     "turnstone_database_connections_max",
 }

@@ -511,7 +511,12 @@ def test_health_and_readiness(rest: httpx.Client, rows: Rows) -> None:
     assert rest.get("/readyz").json() == {"status": "ready", "checks": checks}
     version = rows.one("SELECT version_num FROM alembic_version")["version_num"]
     for spoil, mend in [
-        ("UPDATE alembic_version SET version_num = 'of another age'", "UPDATE alembic_version SET version_num = %s"),
+        (
+            "WITH reach AS (UPDATE schema_reach SET oldest_program = 'a later one')"
+            " UPDATE alembic_version SET version_num = 'of another age'",
+            "WITH reach AS (UPDATE schema_reach SET oldest_program = '0001')"
+            " UPDATE alembic_version SET version_num = %s",
+        ),
         ("DELETE FROM alembic_version", "INSERT INTO alembic_version VALUES (%s)"),
     ]:
         rows(spoil)
@@ -520,7 +525,9 @@ def test_health_and_readiness(rest: httpx.Client, rows: Rows) -> None:
         assert response.json()["checks"] == {**checks, "migrations": False}
         assert response.headers["retry-after"] == "1"
         rows(mend, version)
-    assert rest.get("/readyz").status_code == 200
+    rows("UPDATE alembic_version SET version_num = '9999'")
+    assert rest.get("/readyz").json()["checks"] == checks
+    rows("UPDATE alembic_version SET version_num = %s", version)
 
 
 def test_database_that_is_away_is_a_problem_that_passes(

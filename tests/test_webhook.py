@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -77,7 +79,7 @@ async def test_the_official_library_verifies_the_signature_and_refuses_a_changed
 
 async def test_tries_of_one_event_bear_one_id_and_a_signature_each(sender: WebhookSender, core: FakeCore) -> None:
     core.next(Answer(status=500))
-    assert await sender.send("evt_1", BODY) == Refused(500)
+    assert await sender.send("evt_1", BODY) == Refused(500, body_start="{}")
     assert await sender.send("evt_1", BODY) == Delivered()
     assert [delivery.id for delivery in core.deliveries] == ["evt_1", "evt_1"]
     assert [delivery.signature for delivery in core.deliveries] == [True, True]
@@ -95,14 +97,14 @@ async def test_without_a_secret_and_a_key_nothing_is_signed_and_no_key_sent() ->
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 226, 299])
 async def test_any_2xx_is_delivered(sender: WebhookSender, core: FakeCore, status: int) -> None:
     core.next(Answer(status=status))
-    assert await sender.send("evt_1", BODY) == Delivered()
+    assert await sender.send("evt_1", BODY) == Delivered(status)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_an_answer_and_not_followed(sender: WebhookSender, core: FakeCore, status: int) -> None:
     with FakeCore() as elsewhere:
         core.next(Answer(status=status, headers=(("Location", elsewhere.callback_url),)))
-        assert await sender.send("evt_1", BODY) == Refused(status)
+        assert await sender.send("evt_1", BODY) == Refused(status, body_start="{}")
         assert len(elsewhere.deliveries) == 0
     assert len(core.deliveries) == 1
 
@@ -125,10 +127,12 @@ async def test_no_answer_in_time_is_a_value_as_is_every_broken_connection(core: 
     sender = WebhookSender(settings_for(core.callback_url, timeout_s=0.3))
     core.next(Answer(action="hang"), Answer(action="reset"), Answer(action="close"))
     assert await sender.send("evt_1", BODY) == Unreachable("timeout")
-    assert isinstance(await sender.send("evt_1", BODY), Unreachable)
-    assert isinstance(await sender.send("evt_1", BODY), Unreachable)
-    core.stop()
-    assert isinstance(await sender.send("evt_1", BODY), Unreachable)
+    for nobody in (False, False, True):  # who breaks a connection off is there, and this very event may be why
+        if nobody:
+            core.stop()
+        outcome = await sender.send("evt_1", BODY)
+        assert isinstance(outcome, Unreachable)
+        assert outcome.nobody is nobody
     await sender.close()
 
 
@@ -147,6 +151,55 @@ async def test_an_answer_that_never_ends_is_judged_by_its_status_and_not_read() 
         assert await sender.send("evt_2", BODY) == Delivered()
         await sender.close()
     server.close()
+
+
+@pytest.mark.parametrize("encoding", [b"", b"Content-Encoding: gzip\r\n"])
+async def test_of_a_failures_body_the_first_bytes_are_kept_and_no_more_is_read(encoding: bytes) -> None:
+    flood = (
+        b"HTTP/1.1 500 No\r\n" + encoding + b"Transfer-Encoding: chunked\r\n\r\n1000\r\n" + b"\x00\xff" + b"x" * 0xFFE
+    )
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(flood)
+        with suppress(ConnectionError):
+            while True:
+                await writer.drain()
+                writer.write(b"\r\n100000\r\n" + b"x" * 0x100000)
+
+    server = await asyncio.start_server(answer, "127.0.0.1")
+    sender = WebhookSender(settings_for(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout_s=5))
+    async with asyncio.timeout(4):
+        outcome = await sender.send("evt_1", BODY)
+    assert outcome == Refused(500, body_start="\ufffd\ufffd" + "x" * 498)
+    await sender.close()
+    server.close()
+
+
+async def test_a_failures_body_that_does_not_come_changes_nothing() -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 422 No\r\nContent-Length: 100\r\n\r\nunknown fie")
+        await writer.drain()
+
+    server = await asyncio.start_server(answer, "127.0.0.1")
+    sender = WebhookSender(settings_for(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout_s=0.3))
+    assert await sender.send("evt_1", BODY) == Refused(422, body_start="unknown fie")
+    await sender.close()
+    server.close()
+
+
+async def test_while_core_changes_its_secret_both_sign(core: FakeCore) -> None:
+    new = "whsec_" + base64.b64encode(b"a new secret of some length").decode()
+    sender = WebhookSender(settings_for(core.callback_url, signing_secret=new, previous_secret=SECRET))
+    await sender.send("evt_1", BODY)
+    await sender.close()
+    (delivery,) = core.deliveries
+    assert len(delivery.headers["webhook-signature"].split(" ")) == 2
+    for secret in (new, SECRET):
+        assert Webhook(secret).verify(delivery.raw, dict(delivery.headers))
+    with pytest.raises(WebhookVerificationError):
+        Webhook("whsec_" + base64.b64encode(b"somebody else's secret").decode()).verify(
+            delivery.raw, dict(delivery.headers)
+        )
 
 
 async def test_a_name_that_does_not_resolve_is_a_value() -> None:
@@ -170,7 +223,7 @@ async def test_connections_are_kept_and_used_again() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", family=socket.AF_INET)
     sender = WebhookSender(settings_for(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"))
     for number in range(5):
-        assert await sender.send(f"evt_{number}", BODY) == Delivered()
+        assert await sender.send(f"evt_{number}", BODY) == Delivered(204)
     await sender.close()
     server.close()
     assert accepted == 1

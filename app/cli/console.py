@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -25,6 +25,8 @@ LARGEST_ID = 2**63 - 1
 ALL = 1_000_000
 SessionId = Annotated[int, typer.Argument(max=LARGEST_ID, help="The session's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for other programs.")]
+MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
+"""How options take a moment; all are UTC."""
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")]
 
 
@@ -95,6 +97,11 @@ def is_text(argument: str) -> bool:
 def no_such(what: str, which: object) -> StartupError:
     """What to tell whoever named something that is not there."""
     return StartupError(f"There is no {what} {which}.", f"`turnstone {what}s list` shows which there are.")
+
+
+def utc(moment: datetime | None) -> datetime | None:
+    """A moment of an option, which is UTC."""
+    return None if moment is None else moment.replace(tzinfo=UTC)
 
 
 def when(moment: datetime) -> str:

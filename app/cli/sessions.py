@@ -87,7 +87,7 @@ def export_session(
 
 async def _export(session_id: int) -> dict[str, Any]:
     from app.infrastructure.persistence.session import get_db_context
-    from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
+    from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackFilter, CallbackRepository
     from app.infrastructure.repositories.session_repository import SessionRepository
     from app.infrastructure.repositories.turn_repository import TurnRepository
     from app.presentation.schemas.bodies import MessageBody, SessionBody
@@ -99,7 +99,7 @@ async def _export(session_id: int) -> dict[str, Any]:
             raise no_such("session", session_id)
         messages = await sessions.list_messages(session_id, limit=ALL)
         turn_ids = await TurnRepository(db).client_ids(session_id, {message.turn for message in messages})
-        callbacks = await CallbackRepository(db).list_callbacks(session_id=session_id, limit=ALL)
+        callbacks = await CallbackRepository(db).list_callbacks(CallbackFilter(session_id=session_id), limit=ALL)
     return {
         "session": SessionBody.of(session).model_dump(mode="json"),
         "messages": [MessageBody.of(m, turn_ids.get(m.turn)).model_dump(mode="json") for m in messages],

@@ -30,6 +30,13 @@ CALLBACK_LATENCY = Histogram(
 )
 CALLBACKS_WAITING = Gauge("turnstone_callbacks_waiting", "Callbacks not delivered yet (all processes)")
 CALLBACK_AGE = Gauge("turnstone_callback_age_seconds", "Age of the oldest callback not delivered yet")
+CALLBACKS_FAILED = Gauge(
+    "turnstone_callbacks_failed", "Callbacks that ran out of tries, kept for a replay (all processes)"
+)
+CIRCUIT_OPEN = Gauge(
+    "turnstone_callback_circuit_open",
+    "Whether nobody answers at Core's address, and this process waits with its tries (1)",
+)
 POOL_IN_USE = Gauge("turnstone_database_connections_in_use", "Connections taken from this process's pool")
 POOL_SIZE = Gauge("turnstone_database_connections_max", "Size of this process's pool")
 LEASE_LOST = Counter("turnstone_leases_lost_total", "Times this process was fenced by another one")

@@ -145,6 +145,7 @@ class CallbackSettings(_Section):
     url: HttpUrl | None = None
     api_key: Key | None = None
     signing_secret: SigningSecret | None = None
+    previous_secret: SigningSecret | None = Field(None, description="signs too, while Core changes over to a new one")
     retry_delays_s: Annotated[tuple[Delay, ...], _read_list("[1, 2, 4]"), NoDecode] = (
         1, 2, 4, 15, 60, 300, 1800, 7200, 21600, 43200,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,25 +14,39 @@ from standardwebhooks.webhooks import Webhook
 from app.core.http import parse_retry_after
 from app.core.settings import CallbackSettings
 
+_BODY_START_BYTES = 500
+"""Read of an answer that is no success, for whoever looks into it later; the rest stays where it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
     """Core answered 2xx."""
 
+    status: int = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Core answered something else. ``retry_after_s`` is set where it said when to come again."""
+    """Core answered something else.
+
+    ``retry_after_s`` is set where it said when to come again; ``body_start`` holds the first bytes of what else it
+    said, as text.
+    """
 
     status: int
     retry_after_s: float | None = None
+    body_start: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No answer: no connection, or none in time. ``reason`` is the kind of the fault."""
+    """No answer. ``reason`` is the kind of the fault; ``nobody``: no connection, or silence until the time was up.
+
+    Otherwise somebody was there and broke off, perhaps over this very event.
+    """
 
     reason: str
+    nobody: bool = True
 
 
 class WebhookSender:
@@ -40,14 +55,16 @@ class WebhookSender:
     def __init__(self, settings: CallbackSettings) -> None:
         assert settings.url is not None, "there is somebody to tell"
         self._url = settings.url
-        self._headers = {"content-type": "application/json", "user-agent": "turnstone"}
+        self._headers = {"content-type": "application/json", "user-agent": "turnstone", "accept-encoding": "identity"}
         if settings.api_key is not None:
             self._headers["x-api-key"] = settings.api_key.get_secret_value()
-        secret = settings.signing_secret
-        self._signer = Webhook(secret.get_secret_value()) if secret is not None else None
+        secrets = (settings.signing_secret, settings.previous_secret)
+        self._signers = [Webhook(secret.get_secret_value()) for secret in secrets if secret is not None]
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout_s)
         self._client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,  # a few bytes may unpack to gigabytes
         )
 
     async def send(self, event_id: str, body: dict[str, Any]) -> Delivered | Refused | Unreachable:
@@ -59,20 +76,32 @@ class WebhookSender:
             "webhook-id": event_id,
             "webhook-timestamp": str(int(now.timestamp())),
         }
-        if self._signer is not None:
-            headers["webhook-signature"] = self._signer.sign(event_id, now, data)
+        if self._signers:
+            headers["webhook-signature"] = " ".join(signer.sign(event_id, now, data) for signer in self._signers)
         try:
             async with self._client.post(
                 self._url, data=data.encode(), headers=headers, timeout=self._timeout, allow_redirects=False
             ) as response:
                 if 200 <= response.status < 300:
-                    return Delivered()
-                return Refused(response.status, parse_retry_after(response.headers.get("retry-after")))
+                    return Delivered(response.status)
+                retry_after_s = parse_retry_after(response.headers.get("retry-after"))
+                return Refused(response.status, retry_after_s, await _start_of(response))
         except TimeoutError:
             return Unreachable("timeout")
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ClientConnectorDNSError) as error:
             return Unreachable(type(error).__name__)
+        except (aiohttp.ClientError, OSError) as error:
+            return Unreachable(type(error).__name__, nobody=False)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+async def _start_of(response: aiohttp.ClientResponse) -> str:
+    """The first bytes of an answer's body; whether they come does not change what the answer was."""
+    start = b""
+    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        while len(start) < _BODY_START_BYTES and (more := await response.content.read(_BODY_START_BYTES - len(start))):
+            start += more
+    return start.decode("utf-8", "replace").replace("\x00", "\ufffd")

@@ -8,24 +8,23 @@ same ``webhook-id``.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
 
 from app.core import metrics
 from app.core.settings import CallbackSettings
+from app.domain.circuit import Circuit, CircuitState
 from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
-from app.infrastructure.repositories.callback_repository import (
-    CallbackEvent,
-    CallbackRepository,
-    ClaimedLane,
-    TryResult,
-)
+from app.infrastructure.repositories.callback_lanes import CallbackLanes, ClaimedLane, TryResult
+from app.infrastructure.repositories.callback_repository import CallbackEvent
 from app.infrastructure.webhook import Delivered, Refused, Unreachable, WebhookSender
 
 log = structlog.get_logger()
@@ -42,13 +41,15 @@ _CLAIM_S = 1.0
 It bounds what a crash may send twice, and for how long a session with a long backlog keeps its place.
 """
 _PLACE_S = 0.5
-_MOST_PER_PLACE = 16
+_MOST_PER_PLACE = 8
 """Lanes at once for each place: those that have made room cost a connection and no work, but not without end."""
 _GIVE_UP_AT_ONCE = {410}
 _GIVE_UP_SOON = {400, 413, 422}
 _TRIES_UNTIL_SOON = 3
 _SAYS_WHEN = {429, 503}
 _ASKED_BEYOND_TRIES_S = 60.0
+_UNAVAILABLE = 503
+_JITTER = 1.1
 
 
 class CallbackRelay:
@@ -70,6 +71,9 @@ class CallbackRelay:
         self._woken = asyncio.Event()
         self._lanes: dict[asyncio.Task[None], ClaimedLane] = {}
         self._in_place: dict[asyncio.Task[None], ClaimedLane] = {}
+        self._circuit = Circuit(settings.retry_delays_s)
+        self._ahead: ClaimedLane | None = None
+        self._ahead_is_newest = False
         self._stopping = False
 
     def wake(self) -> None:
@@ -115,7 +119,7 @@ class CallbackRelay:
         """
         worker = self._worker()
         async with get_db_context() as db:
-            callbacks = CallbackRepository(db)
+            callbacks = CallbackLanes(db)
             held = await callbacks.release_held()
             forgotten = await callbacks.release_forgotten(worker, self._sessions_of(worker))
         if held or forgotten:
@@ -123,6 +127,8 @@ class CallbackRelay:
 
     async def _claim_and_start(self, sender: WebhookSender) -> float:
         """Start what is due as far as there is room; returns how long to sleep if nobody wakes us."""
+        if self._circuit.state is not CircuitState.CLOSED:
+            return await self._send_ahead(sender)
         places = self._settings.concurrency
         room = min(places - len(self._in_place), places * _MOST_PER_PLACE - len(self._lanes))
         if room <= 0:
@@ -130,7 +136,7 @@ class CallbackRelay:
         worker = self._worker()
         busy = Counter(lane.failing for lane in self._in_place.values())
         async with get_db_context() as db:
-            callbacks = CallbackRepository(db)
+            callbacks = CallbackLanes(db)
             lanes, due_in = await callbacks.claim(
                 worker,
                 fresh=max(self._places_per_kind - busy[False], 0),
@@ -141,6 +147,27 @@ class CallbackRelay:
         for lane in lanes:
             self._start(sender, lane, events[lane.session_id])
         return _LOOK_AROUND_S if due_in is None else min(max(due_in, _LOOK_AGAIN_S), _LOOK_AROUND_S)
+
+    async def _send_ahead(self, sender: WebhookSender) -> float:
+        """Nobody answers: once the pause is over let one lane see whether Core is back; the others' tries are kept.
+
+        In turns the newest and the one that has waited longest: were the fault not Core's but that of many sessions,
+        those behind them would be found soon.
+        """
+        now = time.monotonic()
+        wait = self._circuit.wait_s(now)
+        if wait or self._circuit.state is CircuitState.HALF_OPEN:
+            return min(wait or _LOOK_AROUND_S, _LOOK_AROUND_S)
+        self._ahead_is_newest = not self._ahead_is_newest
+        async with get_db_context() as db:
+            callbacks = CallbackLanes(db)
+            lane = await callbacks.claim_one(self._worker(), newest=self._ahead_is_newest)
+            events = await callbacks.next_events([lane], limit=_EVENTS_PER_CLAIM) if lane is not None else {}
+        if lane is not None:
+            self._circuit.go_ahead(now)
+            self._ahead = lane
+            self._start(sender, lane, events[lane.session_id])
+        return _LOOK_AROUND_S
 
     def _sessions_of(self, worker: int) -> set[int]:
         return {lane.session_id for lane in self._lanes.values() if lane.worker == worker}
@@ -160,6 +187,9 @@ class CallbackRelay:
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
         lane = self._lanes.pop(task)
         self._in_place.pop(task, None)
+        if lane is self._ahead:
+            self._ahead = None
+            self._circuit.turned_back()
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its claim is released when we tidy; not at once, for the error will come again.
             log.error("callback_lane_failed", session_id=lane.session_id, error=type(error).__name__)
@@ -182,7 +212,7 @@ class CallbackRelay:
         while True:
             try:
                 async with get_db_context() as db:
-                    await CallbackRepository(db).write_down(lane, results)
+                    await CallbackLanes(db).write_down(lane, results)
             except DATABASE_DOWN as error:
                 log.warning("callback_lane_waits_for_database", error=fault(error))
                 await asyncio.sleep(_LOOK_AROUND_S)
@@ -198,6 +228,8 @@ class CallbackRelay:
         for event in events:
             if self._stopping or self._worker() != lane.worker or (results and time.monotonic() - begun > _CLAIM_S):
                 break
+            if self._circuit.state is not CircuitState.CLOSED and lane is not self._ahead:
+                break
             result = await self._try(sender, event)
             results.append(result)
             if result.status is CallbackStatusEnum.PENDING:
@@ -205,22 +237,54 @@ class CallbackRelay:
         return results
 
     async def _try(self, sender: WebhookSender, event: CallbackEvent) -> TryResult:
+        begun, tried_at = time.monotonic(), datetime.now(UTC)
         outcome = await sender.send(event.event_id, event.body())
+        self._learn(outcome, event.session_id, begun)
         age_s = max((datetime.now(UTC) - event.occurred_at).total_seconds(), 0.0)
-        result = judge(outcome, event, self._settings.retry_delays_s, age_s)
+        result = replace(
+            judge(outcome, event, self._settings.retry_delays_s, age_s),
+            tried_at=tried_at,
+            duration_ms=round((time.monotonic() - begun) * 1000),
+            answered=None if isinstance(outcome, Unreachable) else outcome.status,
+            body_start=outcome.body_start if isinstance(outcome, Refused) else None,
+        )
         metrics.CALLBACK_TRIES.labels(type(outcome).__name__.lower()).inc()
         if result.status is CallbackStatusEnum.DELIVERED:
             metrics.CALLBACK_LATENCY.observe(age_s)
-        else:
-            log.warning(
-                "callback_not_delivered",
-                event_id=event.event_id,
-                type=event.type,
-                attempt=result.number,
-                reason=result.error,
-                next_try_s=result.delay_s if result.status is CallbackStatusEnum.PENDING else None,
-            )
+            return result
+        # Never sooner than Core or the settings say, and not all that failed together together again.
+        result = replace(result, delay_s=result.delay_s * random.uniform(1.0, _JITTER))  # noqa: S311  # no secret
+        log.warning(
+            "callback_not_delivered",
+            event_id=event.event_id,
+            type=event.type,
+            attempt=result.number,
+            reason=result.error,
+            next_try_s=round(result.delay_s, 3) if result.status is CallbackStatusEnum.PENDING else None,
+        )
         return result
+
+    def _learn(self, outcome: Delivered | Refused | Unreachable, session_id: int, begun: float) -> None:
+        """What an outcome says of Core itself. A connection that broke under an event says nothing."""
+        before, now = self._circuit.state, time.monotonic()
+        if isinstance(outcome, Unreachable):
+            if outcome.nobody:
+                self._circuit.silent(session_id, begun, now)
+        elif outcome.status == _UNAVAILABLE:
+            asked_s = outcome.retry_after_s if isinstance(outcome, Refused) else None
+            self._circuit.silent(session_id, begun, now, asked_s)
+        else:
+            self._circuit.answered(now)
+        state = self._circuit.state
+        if state is before:
+            return
+        self.wake()
+        if state is CircuitState.CLOSED:
+            log.info("core_answers_again")
+            metrics.CIRCUIT_OPEN.set(0)
+        elif before is CircuitState.CLOSED:
+            log.warning("core_does_not_answer", pause_s=round(self._circuit.wait_s(now), 3))
+            metrics.CIRCUIT_OPEN.set(1)
 
 
 def judge(

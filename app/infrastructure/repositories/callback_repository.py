@@ -1,18 +1,18 @@
-"""Callbacks: recorded with what they tell of, delivered in order per session."""
+"""Callbacks: recorded with what they tell of, looked at, sent once more."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, func, null, select, text, tuple_, update
+from sqlalchemy import ColumnElement, case, func, null, select, text, tuple_, update
 
 from app.core.ids import new_event_id
-from app.infrastructure.persistence.models import Callback, CallbackStatusEnum, PromptSession
-from app.infrastructure.persistence.session import Transaction
+from app.infrastructure.persistence.models import Callback, CallbackAttempt, CallbackStatusEnum, PromptSession
+from app.infrastructure.persistence.session import Transaction, get_db_context
 
 _record = """
     WITH numbered AS (
@@ -32,93 +32,8 @@ _record = """
     )
     SELECT id FROM numbered
     """
-# Claims and results are committed without waiting for the disk (`set_config`, for this transaction alone). If the
-# database crashes in that moment, a lane is free again or an event is sent once more, which both may happen anyway.
-_claim = """
-    WITH fresh AS (
-        SELECT session_id FROM callback_lanes WHERE NOT failing AND claimed_by IS NULL AND due_at <= now()
-        ORDER BY due_at LIMIT %(fresh)s FOR UPDATE SKIP LOCKED
-    ), again AS (
-        SELECT session_id FROM callback_lanes WHERE failing AND claimed_by IS NULL AND due_at <= now()
-        ORDER BY due_at LIMIT least(%(failing)s, %(all)s - (SELECT count(*) FROM fresh)) FOR UPDATE SKIP LOCKED
-    ), due AS (
-        SELECT session_id FROM fresh UNION ALL SELECT session_id FROM again
-    ), me AS (
-        -- Waits for whoever fences us just now: a lane claimed meanwhile would never be freed.
-        SELECT id FROM workers WHERE id = %(worker)s AND fenced_at IS NULL AND EXISTS (SELECT 1 FROM due) FOR SHARE
-    ), claimed AS (
-        UPDATE callback_lanes AS lane SET claimed_by = me.id FROM due, me WHERE lane.session_id = due.session_id
-        RETURNING lane.session_id, lane.wakes, lane.failing, set_config('synchronous_commit', 'off', true)
-    ), next AS (
-        -- Of a kind of which more is due than there is room for, the next one is claimed when a lane ends.
-        SELECT min(next.due_at) AS due_at FROM (VALUES
-            (false, (SELECT count(*) FROM fresh) < %(fresh)s), (true, (SELECT count(*) FROM again) < %(failing)s)
-        ) AS kind(failing, exhausted), LATERAL (
-            SELECT due_at FROM callback_lanes AS lane
-            WHERE kind.exhausted AND lane.failing = kind.failing AND lane.claimed_by IS NULL
-              AND lane.session_id NOT IN (SELECT session_id FROM due)
-            ORDER BY due_at LIMIT 1
-        ) AS next
-    )
-    SELECT extract(epoch FROM next.due_at - now()) AS due_in, claimed.session_id, claimed.wakes, claimed.failing
-    FROM next LEFT JOIN claimed ON true
-    """
-_next_events = """
-    SELECT event.id, event.event_id, event.session_id, event.callback_seq, event.type, event.payload, event.attempts,
-           event.occurred_at, session.exam_id, session.participant_id
-    FROM prompt_sessions AS session, LATERAL (
-        SELECT * FROM callbacks AS event WHERE event.session_id = session.id AND event.status = 'pending'
-        ORDER BY event.callback_seq LIMIT %(limit)s
-    ) AS event
-    WHERE session.id = ANY(%(session_ids)s::bigint[])
-    ORDER BY event.session_id, event.callback_seq
-    """
-# What is `told` here is not seen by the rest of the statement, so it is subtracted from what is pending.
-_write_down = """
-    WITH told AS (
-        UPDATE callbacks AS event
-        SET status = try.status, attempts = event.attempts + 1, last_error = try.error,
-            next_try_at = CASE WHEN try.status = 'pending' THEN now() + make_interval(secs => try.delay_s) END,
-            delivered_at = CASE WHEN try.status = 'delivered' THEN now() END
-        FROM unnest(
-            %(ids)s::bigint[], %(numbers)s::int[], %(statuses)s::text[], %(errors)s::text[],
-            %(delays)s::float8[]
-        ) AS try(id, number, status, error, delay_s)
-        WHERE event.id = try.id AND event.status = 'pending'
-          AND (event.attempts = try.number - 1 OR try.status = 'delivered')
-        RETURNING event.id, event.status
-    ), removed AS (
-        DELETE FROM callback_lanes
-        WHERE session_id = %(session_id)s AND claimed_by = %(worker)s AND wakes = %(wakes)s AND NOT EXISTS (
-            SELECT 1 FROM callbacks WHERE session_id = %(session_id)s AND status = 'pending'
-              AND id NOT IN (SELECT id FROM told WHERE status <> 'pending')
-        )
-        RETURNING session_id
-    )
-    SELECT (SELECT count(*) FROM told), (SELECT count(*) FROM removed) AS removed,
-           set_config('synchronous_commit', 'off', true)
-    """
-_release_lane = """
-    UPDATE callback_lanes
-    SET claimed_by = NULL, failing = %(failing)s, due_at = now() + make_interval(secs => %(delay_s)s)
-    WHERE session_id = %(session_id)s AND claimed_by = %(worker)s
-    """
-_release_forgotten = """
-    UPDATE callback_lanes SET claimed_by = NULL
-    WHERE claimed_by = %(worker)s AND session_id <> ALL(%(session_ids)s::bigint[])
-    RETURNING session_id
-    """
-_release_held = """
-    WITH released AS (
-        UPDATE callbacks SET status = 'pending', next_try_at = now() WHERE status = 'held' RETURNING session_id
-    ), lanes AS (
-        INSERT INTO callback_lanes (session_id) SELECT DISTINCT session_id FROM released
-        ON CONFLICT (session_id) DO UPDATE SET wakes = callback_lanes.wakes + 1
-    )
-    SELECT count(*) AS events FROM released
-    """
-_wake_lane = """
-    INSERT INTO callback_lanes (session_id) VALUES (%(session_id)s)
+_wake_lanes = """
+    INSERT INTO callback_lanes (session_id) SELECT unnest(%(session_ids)s::bigint[])
     ON CONFLICT (session_id) DO UPDATE SET wakes = callback_lanes.wakes + 1, due_at = now(), failing = false
     """
 
@@ -175,35 +90,45 @@ class CallbackEvent:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedLane:
-    """A session whose events are ours to deliver for now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackFilter:
+    """Which events: those that fit all that is set. ``since`` is included, ``until`` is not."""
 
-    ``wakes`` and ``failing`` are as they were when it was claimed, under the id of ``worker``.
-    """
+    status: CallbackStatusEnum | None = None
+    kind: str | None = None
+    session_id: int | None = None
+    exam_id: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
 
-    session_id: int
-    wakes: int
-    failing: bool
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class TryResult:
-    """What became of an event's try; ``number`` counts them from 1.
-
-    ``delay_s`` is the wait before the next one, where ``status`` is pending.
-    """
-
-    callback_id: int
-    number: int
-    status: CallbackStatusEnum
-    error: str | None = None
-    delay_s: float = 0.0
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """What to ask of a statement on callbacks."""
+        of_exam = select(PromptSession.id).where(PromptSession.exam_id == self.exam_id)
+        conditions: list[ColumnElement[bool]] = []
+        if self.status is not None:
+            conditions.append(Callback.status == self.status)
+        if self.kind is not None:
+            conditions.append(Callback.type == self.kind)
+        if self.session_id is not None:
+            conditions.append(Callback.session_id == self.session_id)
+        if self.exam_id is not None:
+            conditions.append(Callback.session_id.in_(of_exam))
+        if self.since is not None:
+            conditions.append(Callback.occurred_at >= self.since)
+        if self.until is not None:
+            conditions.append(Callback.occurred_at < self.until)
+        return conditions
 
 
 _PENDING = CallbackStatusEnum.PENDING
 _is_held = Callback.status == CallbackStatusEnum.HELD
+_once_more = update(Callback).values(
+    status=case((_is_held, Callback.status), else_=_PENDING),
+    attempts=0,
+    next_try_at=case((_is_held, null()), else_=func.now()),
+    last_error=None,
+    delivered_at=None,
+)
 
 
 class CallbackRepository:
@@ -229,87 +154,36 @@ class CallbackRepository:
         }
         return bool(await self._db.run(_record, values))
 
-    async def claim(
-        self, worker: int, *, fresh: int, failing: int, room: int
-    ) -> tuple[list[ClaimedLane], float | None]:
-        """Claim due lanes, longest due first; none twice, whoever else claims.
-
-        Args:
-            worker: under whose id; nothing is claimed for one that is fenced.
-            fresh: at most so many of those whose last try did not fail.
-            failing: at most so many of the others.
-            room: at most so many in all.
-
-        Returns:
-            The lanes, and the seconds until the next one falls due of a kind that there was room for (negative where it
-            is overdue); ``None`` where there is none.
-        """
-        limits = {"fresh": min(fresh, room), "failing": failing, "all": room}
-        rows = await self._db.run(_claim, {"worker": worker, **limits})
-        lanes = [ClaimedLane(row.session_id, row.wakes, row.failing, worker) for row in rows if row.session_id]
-        return lanes, None if rows[0].due_in is None else float(rows[0].due_in)
-
-    async def next_events(self, lanes: Sequence[ClaimedLane], *, limit: int) -> dict[int, list[CallbackEvent]]:
-        """The next events of each lane by its session, in order, at most ``limit`` of each."""
-        events: dict[int, list[CallbackEvent]] = {lane.session_id: [] for lane in lanes}
-        for row in await self._db.run(_next_events, {"session_ids": list(events), "limit": limit}):
-            events[row.session_id].append(CallbackEvent(*row))
-        return events
-
-    async def write_down(self, lane: ClaimedLane, results: Sequence[TryResult]) -> None:
-        """Note what became of a lane's tries, and end the claim.
-
-        The lane is removed if nothing is pending in it any more, and else due again when its last try says so. Doing so
-        twice changes nothing, and where the claim is not the worker's any more, the lane is left alone.
-        """
-        place = {"session_id": lane.session_id, "worker": lane.worker}
-        [row] = await self._db.run(
-            _write_down,
-            {
-                **place,
-                "wakes": lane.wakes,
-                "ids": [result.callback_id for result in results],
-                "numbers": [result.number for result in results],
-                "statuses": [result.status.value for result in results],
-                "errors": [result.error for result in results],
-                "delays": [result.delay_s for result in results],
-            },
-        )
-        if not row.removed:
-            waits = results[-1].status is CallbackStatusEnum.PENDING if results else False
-            delay_s = results[-1].delay_s if waits else 0.0
-            await self._db.run(_release_lane, {**place, "failing": waits, "delay_s": delay_s})
-
-    async def release_forgotten(self, worker: int, session_ids: Collection[int]) -> int:
-        """End the worker's claims on all other sessions than these; returns how many."""
-        return len(await self._db.run(_release_forgotten, {"worker": worker, "session_ids": list(session_ids)}))
-
-    async def release_held(self) -> int:
-        """Let go what was held while no receiver was set; returns how many events."""
-        [released] = await self._db.run(_release_held, {})
-        return int(released.events)
-
     async def replay(self, event_id: str) -> Callback | None:
         """Send an event once more with all its tries, whatever became of it; keeps its id and its number.
 
         What is held stays so: it goes out as soon as there is somebody to send it to.
         """
-        statement = (
-            update(Callback)
-            .where(Callback.event_id == event_id)
-            .values(
-                status=case((_is_held, Callback.status), else_=_PENDING),
-                attempts=0,
-                next_try_at=case((_is_held, null()), else_=func.now()),
-                last_error=None,
-                delivered_at=None,
-            )
-            .returning(Callback)
-        )
-        callback = (await self._db.scalars(statement)).first()
+        callback = (await self._db.scalars(_once_more.where(Callback.event_id == event_id).returning(Callback))).first()
         if callback is not None and callback.status is _PENDING:
-            await self._db.run(_wake_lane, {"session_id": callback.session_id})
+            await self._wake([callback.session_id])
         return callback
+
+    async def replay_all(self, which: CallbackFilter, *, after: int, up_to: int, limit: int = 500) -> list[Callback]:
+        """Do what `replay` does to the first ``limit`` events behind the key ``after`` that the filter lets through."""
+        chosen = select(Callback.id).where(Callback.id > after, Callback.id <= up_to, *which.conditions())
+        # Locked in this order by everybody, before they are changed, so that two of us never wait for each other.
+        locked = chosen.order_by(Callback.id).limit(limit).with_for_update(of=Callback)
+        ids = list(await self._db.scalars(locked))
+        replayed = list(await self._db.scalars(_once_more.where(Callback.id.in_(ids)).returning(Callback)))
+        await self._wake({callback.session_id for callback in replayed if callback.status is _PENDING})
+        return sorted(replayed, key=lambda callback: callback.id)
+
+    async def last_key(self, which: CallbackFilter) -> int:
+        """The largest key of those that the filter lets through; 0 where there is none."""
+        return (await self._db.execute(select(func.max(Callback.id)).where(*which.conditions()))).scalar() or 0
+
+    async def count(self, which: CallbackFilter) -> int:
+        """How many events the filter lets through."""
+        return (await self._db.execute(select(func.count(Callback.id)).where(*which.conditions()))).scalar_one()
+
+    async def _wake(self, session_ids: Collection[int]) -> None:
+        await self._db.run(_wake_lanes, {"session_ids": sorted(session_ids)})
 
     async def get(self, event_id: str) -> tuple[Callback, PromptSession] | None:
         """An event by its ``webhook-id``, with its session."""
@@ -322,29 +196,24 @@ class CallbackRepository:
         return None if row is None else (row[0], row[1])
 
     async def list_callbacks(
-        self,
-        *,
-        status: CallbackStatusEnum | None = None,
-        kind: str | None = None,
-        session_id: int | None = None,
-        after: int = 0,
-        limit: int = 100,
+        self, which: CallbackFilter, *, after: int = 0, limit: int = 100
     ) -> list[tuple[Callback, PromptSession]]:
-        """Events with a key above ``after``, oldest first; each filter may be left out."""
+        """Events with a key above ``after`` that the filter lets through, oldest first."""
         statement = (
             select(Callback, PromptSession)
             .join(PromptSession, PromptSession.id == Callback.session_id)
-            .where(Callback.id > after)
+            .where(Callback.id > after, *which.conditions())
             .order_by(Callback.id)
             .limit(limit)
         )
-        if status is not None:
-            statement = statement.where(Callback.status == status)
-        if kind is not None:
-            statement = statement.where(Callback.type == kind)
-        if session_id is not None:
-            statement = statement.where(Callback.session_id == session_id)
         return [(row[0], row[1]) for row in await self._db.execute(statement)]
+
+    async def tries(self, callback: Callback) -> list[CallbackAttempt]:
+        """Every try of an event, those before a replay too, in order."""
+        statement = (
+            select(CallbackAttempt).where(CallbackAttempt.callback_id == callback.id).order_by(CallbackAttempt.id)
+        )
+        return list(await self._db.scalars(statement))
 
     async def committed_events(
         self, *, after: tuple[int, int] = (0, 0), limit: int = 100
@@ -364,9 +233,31 @@ class CallbackRepository:
         )
         return [(row[0], row[1]) for row in await self._db.execute(statement)]
 
-    async def waiting(self) -> tuple[int, float]:
-        """How many events wait for delivery, and the age of the oldest in seconds."""
-        age = func.coalesce(func.extract("epoch", func.now() - func.min(Callback.occurred_at)), 0.0)
-        statement = select(func.count(), age).where(Callback.status == CallbackStatusEnum.PENDING)
-        count, seconds = (await self._db.execute(statement)).one()
-        return int(count), float(seconds)
+    async def waiting(self) -> tuple[int, float, int]:
+        """How many events wait for delivery, the age of the oldest in seconds, and how many ran out of tries."""
+        pending, failed = (Callback.status == status for status in (_PENDING, CallbackStatusEnum.FAILED))
+        oldest = func.min(Callback.occurred_at).filter(pending)
+        statement = select(
+            func.count().filter(pending),
+            func.coalesce(func.extract("epoch", func.now() - oldest), 0.0),
+            func.count().filter(failed),
+        ).where(Callback.status != CallbackStatusEnum.DELIVERED)
+        count, seconds, given_up = (await self._db.execute(statement)).one()
+        return int(count), float(seconds), int(given_up)
+
+
+async def replay_each(which: CallbackFilter) -> AsyncIterator[list[Callback]]:
+    """`replay_all`, part by part, each in a transaction of its own; yields each part once it is committed.
+
+    What is recorded, or comes to fit, after the beginning is left out; so it ends.
+    """
+    async with get_db_context() as db:
+        last = await CallbackRepository(db).last_key(which)
+    after = 0
+    while after < last:
+        async with get_db_context() as db:
+            part = await CallbackRepository(db).replay_all(which, after=after, up_to=last)
+        if not part:
+            return
+        yield part
+        after = part[-1].id

@@ -10,8 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from app.application.turns.exchange import ChatCommand, ChatResult
 from app.core.ids import new_turn_id
 from app.domain.conversation import Usage
-from app.infrastructure.persistence.models import Callback, Exam, PromptMessage, PromptSession, PromptTurn
-from app.infrastructure.repositories.callback_repository import CallbackEvent
+from app.infrastructure.persistence.models import Exam, PromptMessage, PromptSession, PromptTurn
 from app.presentation.schemas.frames import MessageFrame, command_of
 
 _BIGGEST_ID = 2**63 - 1
@@ -190,47 +189,6 @@ class MessageBody(BaseModel):
             created_at=message.created_at,
             meta=message.meta,
         )
-
-
-class CallbackBody(BaseModel):
-    """A callback and where it stands; ``id`` is its ``webhook-id``, ``payload`` the body Core receives."""
-
-    id: str
-    type: str
-    session_id: str
-    callback_seq: int
-    status: Literal["held", "pending", "delivered", "failed"]
-    attempts: int
-    payload: dict[str, Any]
-    next_try_at: datetime | None
-    last_error: str | None
-    occurred_at: datetime
-    delivered_at: datetime | None
-
-    @classmethod
-    def of(cls, callback: Callback, session: PromptSession) -> CallbackBody:
-        """The stored callback as a body."""
-        return cls(
-            id=callback.event_id,
-            type=callback.type,
-            session_id=str(callback.session_id),
-            callback_seq=callback.callback_seq,
-            status=callback.status.value,
-            attempts=callback.attempts,
-            payload=CallbackEvent.of(callback, session).body(),
-            next_try_at=callback.next_try_at,
-            last_error=callback.last_error,
-            occurred_at=callback.occurred_at,
-            delivered_at=callback.delivered_at,
-        )
-
-
-class FeedItem(BaseModel):
-    """An event of the feed; ``cursor`` is what ``after`` takes to go on behind it."""
-
-    cursor: str
-    id: str
-    payload: dict[str, Any]
 
 
 class Page(BaseModel, Generic[Item]):

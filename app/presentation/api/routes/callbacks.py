@@ -10,10 +10,16 @@ from pydantic import AfterValidator
 from app.core.errors import ErrorCode, TurnstoneError
 from app.infrastructure.persistence.models import Callback, CallbackStatusEnum, PromptSession
 from app.infrastructure.persistence.session import get_db_context
-from app.infrastructure.repositories.callback_repository import CallbackEvent, CallbackRepository
+from app.infrastructure.repositories.callback_repository import (
+    CallbackEvent,
+    CallbackFilter,
+    CallbackRepository,
+    replay_each,
+)
 from app.presentation.api.paging import EMPTY_IS_NONE, Cursor, Limit, page
 from app.presentation.api.problems import PROBLEMS
-from app.presentation.schemas.bodies import CallbackBody, FeedItem, Page
+from app.presentation.schemas.bodies import Page
+from app.presentation.schemas.callback_bodies import CallbackBody, CallbackWithTries, FeedItem, Replayed, ReplayRequest
 from app.presentation.schemas.frames import session_id_of
 
 FeedCursor = Annotated[str, Query(pattern=r"^[0-9]{1,18}(-[0-9]{1,18})?$", description="the last item's `cursor`")]
@@ -39,11 +45,11 @@ async def list_callbacks(
     limit: Limit = 100,
 ) -> Page[CallbackBody]:
     """Callbacks, oldest first."""
-    session = None if session_id is None else session_id_of(session_id)
+    which = CallbackFilter(
+        status=status, kind=kind, session_id=None if session_id is None else session_id_of(session_id)
+    )
     async with get_db_context() as db:
-        found = await CallbackRepository(db).list_callbacks(
-            status=status, kind=kind, session_id=session, after=cursor, limit=limit + 1
-        )
+        found = await CallbackRepository(db).list_callbacks(which, after=cursor, limit=limit + 1)
     return page(found, limit, lambda row: CallbackBody.of(*row), lambda row: row[0].id)
 
 
@@ -67,11 +73,36 @@ async def feed(after: FeedCursor = "0-0", limit: Limit = 100) -> Page[FeedItem]:
     return Page(items=items[:limit], next=items[limit - 1].cursor if len(items) > limit else None)
 
 
+@router.post("/replay", status_code=202)
+async def replay_all(which: ReplayRequest, request: Request) -> Replayed:
+    """Send all callbacks that fit once more, oldest first, with all their tries; their ids stay the same.
+
+    Nothing is undone where this ends half-way: ask again.
+    """
+    if not which.model_fields_set:
+        raise TurnstoneError(ErrorCode.INVALID_FRAME, "Say which: status, type, session_id, exam_id, since or until.")
+    chosen = CallbackFilter(
+        status=CallbackStatusEnum(which.status),
+        kind=which.type,
+        session_id=None if which.session_id is None else session_id_of(which.session_id),
+        exam_id=which.exam_id,
+        since=which.since,
+        until=which.until,
+    )
+    count = 0
+    async for part in replay_each(chosen):
+        count += len(part)
+        request.app.state.resources.wake_delivery()
+    return Replayed(replayed=count)
+
+
 @router.get("/{event_id}")
-async def show_callback(event_id: EventId) -> CallbackBody:
-    """One callback."""
+async def show_callback(event_id: EventId) -> CallbackWithTries:
+    """One callback, with every try."""
     async with get_db_context() as db:
-        return CallbackBody.of(*_found(await CallbackRepository(db).get(event_id)))
+        callbacks = CallbackRepository(db)
+        callback, session = _found(await callbacks.get(event_id))
+        return CallbackWithTries.with_tries(callback, session, await callbacks.tries(callback))
 
 
 @router.post("/{event_id}/replay", status_code=202)

@@ -90,9 +90,10 @@ async def show_metrics(request: Request) -> PlainTextResponse:
         metrics.POOL_SIZE.set(pool.size())
     try:
         async with get_db_context() as db:
-            count, age = await CallbackRepository(db).waiting()
+            count, age, failed = await CallbackRepository(db).waiting()
         metrics.CALLBACKS_WAITING.set(count)
         metrics.CALLBACK_AGE.set(age)
+        metrics.CALLBACKS_FAILED.set(failed)
     except DATABASE_DOWN:
         pass  # the last known figures stay; readyz tells of the outage
     return PlainTextResponse(generate_latest(), media_type=CONTENT_TYPE_LATEST)
