@@ -29,7 +29,7 @@ from app.domain.langgraph.graph import build_graph
 from app.infrastructure.cache.redis_client import RedisClient
 from app.infrastructure.llm.models import OpenedModel, check_remote, history_budget, open_model
 from app.infrastructure.llm.tokens import TokenCounter
-from app.infrastructure.persistence.bell import Bell
+from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, Bell
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate, schema_state, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, fault
@@ -152,7 +152,13 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
         )
         lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=lambda _: None)
         await _take_lease(stack, lease, recovery)
-        _run(stack, lease.run, lambda: _sweep_forever(recovery), relay.run, lambda: bell.listen_forever(relay.wake))
+        _run(
+            stack,
+            lease.run,
+            lambda: _sweep_forever(recovery),
+            relay.run,
+            lambda: bell.listen_forever({CALLBACKS: lambda _: relay.wake()}),
+        )
         yield
 
 
@@ -179,6 +185,7 @@ async def _start_service(
         lambda: runner.flush_forever(settings.flush_interval_s, lambda: lease.token),
         state.run,
         relay.run if settings.worker.embedded else bell.send_forever,
+        lambda: bell.listen_forever({CANCELS: lambda turn_pk: runner.cancel_by_pk({int(turn_pk)})}),
     )
     stack.callback(generations.close)
     generations.fill()

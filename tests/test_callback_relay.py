@@ -22,7 +22,7 @@ from app.application.services import callback_relay
 from app.application.services.callback_relay import CallbackRelay
 from app.application.services.callback_service import CallbackService
 from app.core.settings import CallbackSettings, Settings
-from app.infrastructure.persistence.bell import Bell
+from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, Bell
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
 from app.infrastructure.persistence.session import Database, Transaction, get_db_context
@@ -835,27 +835,25 @@ async def test_a_worker_process_delivers_and_is_told_of_each_commit(
 async def test_the_bell_is_heard_by_another_listener_and_survives_lost_connections(
     database: Database, rows: Rows
 ) -> None:
-    heard = itertools.count(1)
-    times = 0
-
-    def hear() -> None:
-        nonlocal times
-        times = next(heard)
-
+    heard: list[str] = []
     bell = Bell(database.dsn)
-    jobs = [asyncio.create_task(bell.send_forever()), asyncio.create_task(Bell(database.dsn).listen_forever(hear))]
+    listener = Bell(database.dsn).listen_forever({CALLBACKS: heard.append, CANCELS: heard.append})
+    jobs = [asyncio.create_task(bell.send_forever()), asyncio.create_task(listener)]
+    listening = "query LIKE 'LISTEN %%' AND pid <> pg_backend_pid()"
     try:
-        await until(lambda: times == 1)  # it listens
+        await until(lambda: rows(f"SELECT 1 FROM pg_stat_activity WHERE {listening}"))
         bell.ring()
-        await until(lambda: times == 2)
-        listening = "(query LIKE 'LISTEN %%' OR query LIKE 'NOTIFY %%')"
-        cut = rows(
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {listening} AND pid <> pg_backend_pid()"
-        )
+        await until(lambda: heard == [""])
+        ends = f"({listening} OR query LIKE 'NOTIFY %%')"
+        cut = rows(f"SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ends}")
         assert len(cut) == 2
-        await until(lambda: times == 3)  # it listens again
+        pids = [row["pid"] for row in cut]
+        await until(lambda: rows(f"SELECT 1 FROM pg_stat_activity WHERE {listening} AND pid <> ALL(%s)", pids))
         bell.ring()
-        await until(lambda: times >= 4)
+        await until(lambda: len(heard) >= 2)
+        async with get_db_context() as db:
+            await db.run("SELECT pg_notify(%(channel)s, '77')", {"channel": CANCELS})
+        await until(lambda: heard[-1] == "77")
     finally:
         for job in jobs:
             job.cancel()

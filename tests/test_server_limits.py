@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 
 import httpx
+import psutil
 import pytest
 import websockets
 
@@ -17,6 +18,14 @@ from app.presentation.api.routes.chat import Conversation
 from tests.support.chat import connect, new_pair, wait_until
 from tests.support.provider import Provider, Script
 from tests.support.service import Service
+
+
+def _with_little_room(service: Service) -> socket.socket:
+    """A connection of a client that takes little of what it does not read."""
+    opened = socket.socket()
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    opened.connect(("127.0.0.1", service.port))
+    return opened
 
 
 async def test_a_client_hears_1009_even_while_it_is_still_sending(service: Service) -> None:
@@ -36,9 +45,7 @@ async def test_a_client_that_never_reads_again_is_let_go(
     monkeypatch.setattr(server, "_UNREAD_MS", 1000)
     service = start()
     provider.default = Script(pieces=["x" * 8000] * 5000, piece_delay_s=0.002)
-    opened = socket.socket()
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    opened.connect(("127.0.0.1", service.port))
+    opened = _with_little_room(service)
 
     def conversations() -> int:
         return sum(isinstance(thing, Conversation) for thing in gc.get_objects())
@@ -50,6 +57,62 @@ async def test_a_client_that_never_reads_again_is_let_go(
     async with connect(service.url) as client:
         await client.send(type="cancel", turn_id="t1", session_id=seen.session_id)
         assert (await client.until("cancelled"))["turn_id"] == "t1"
+
+
+async def test_complaint_24_a_reader_that_is_too_slow_is_closed_with_a_code_and_goes_on_where_it_was(
+    start: Callable[..., Service], provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_PING_EVERY_S", 0.5)
+    monkeypatch.setattr(server, "_PONG_WITHIN_S", 1.0)
+    monkeypatch.setattr(server, "_LAST_READ_S", 60.0)
+    service = start()
+    provider.next(script := Script(pieces=[f"{n:06d} " * 1500 for n in range(1000)], piece_delay_s=0.001))
+    pair = new_pair()
+    opened = _with_little_room(service)
+    async with (
+        connect(service.url, sock=opened, max_queue=1, ping_interval=None) as slow,
+        connect(service.url) as quick,
+    ):
+        await slow.send(message="hello", turn_id="t1", **pair)
+        session_id = (await slow.until("started"))["session_id"]
+        slow.connection.transport.pause_reading()
+        await quick.send(type="resume", session_id=session_id, turn_id="t1", after_seq=0)
+        seen = await quick.turn()
+        assert (seen.end["type"], seen.text) == ("done", script.text)
+        await asyncio.to_thread(wait_until, lambda: service.app.state.places.taken == 1)
+        slow.connection.transport.resume_reading()
+        text, last = "", 0
+        with pytest.raises(websockets.ConnectionClosed):
+            while True:
+                frame = await slow.receive()
+                assert frame["type"] == "delta" and frame.get("first_seq", frame["seq"]) == last + 1
+                text, last = text + frame["content"], frame["seq"]
+        assert slow.connection.close_code == 4408
+        assert 0 < last < 1000
+    async with connect(service.url) as again:
+        await again.send(type="resume", session_id=session_id, turn_id="t1", after_seq=last)
+        assert text + (await again.turn(after_seq=last)).text == script.text
+
+
+async def test_a_client_that_reads_nothing_at_all_is_cut_off(
+    start: Callable[..., Service], provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("_PING_EVERY_S", 0.5), ("_PONG_WITHIN_S", 0.5), ("_LAST_READ_S", 0.5)):
+        monkeypatch.setattr(server, name, seconds)
+    service = start()
+    provider.next(Script(pieces=["x" * 8000] * 2000, piece_delay_s=0.001))
+    async with connect(service.url, max_queue=1, ping_interval=None) as client:
+        await client.start("hello", **new_pair())
+        client.connection.transport.pause_reading()
+        await asyncio.to_thread(wait_until, lambda: service.app.state.places.taken == 0)
+
+        def sockets() -> list[int]:
+            return [
+                c.raddr.port for c in psutil.Process().net_connections() if c.raddr and c.laddr.port == service.port
+            ]
+
+        own = client.connection.local_address[1]
+        await asyncio.to_thread(wait_until, lambda: own not in sockets())
 
 
 async def test_a_connection_too_many_is_closed_with_4503_and_the_others_go_on(start: Callable[..., Service]) -> None:

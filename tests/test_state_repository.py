@@ -88,6 +88,12 @@ async def mirror_until_heard(state: StateRepository) -> None:
             await asyncio.sleep(0.05)
 
 
+async def text_of(state: StateRepository, key: TurnKey) -> StoredText | None:
+    """The whole text that a store knows of a turn."""
+    found = await state.read(key)
+    return found and found[0]
+
+
 # ---------------------------------------------------------------- the contract of both
 
 
@@ -96,18 +102,34 @@ async def test_running_turn_is_found_and_read(store: StateRepository) -> None:
     log = store.open(KEY)
     assert store.get(KEY) is log
     assert len(store) == 1
-    assert await store.read(KEY) == StoredText("", [])
+    assert await text_of(store, KEY) == StoredText("", [])
     for content in ("Hel", "lo ", "한국", "🐦"):
         log.append(content)
         await store.mirror()
-    assert await store.read(KEY) == StoredText("Hello 한국🐦", [3, 3, 2, 1])
+    assert await text_of(store, KEY) == StoredText("Hello 한국🐦", [3, 3, 2, 1])
+
+
+async def test_what_came_since_is_read_from_a_place_on(store: StateRepository) -> None:
+    log = store.open(KEY)
+    log.append("한")
+    await store.mirror()
+    first = await store.read(KEY)
+    assert first is not None and first[0] == StoredText("한", [1])
+    again = await store.read(KEY, first[1])
+    assert again == (StoredText("", [], 2), first[1])
+    for content in ("국", "어 🐦"):
+        log.append(content)
+        await store.mirror()
+    since = await store.read(KEY, first[1])
+    assert since is not None and since[0] == StoredText("국어 🐦", [1, 3], 2)
+    assert await store.read(KEY, since[1]) == (StoredText("", [], 4), since[1])
 
 
 async def test_unknown_turn_is_not_there(store: StateRepository) -> None:
     store.open(KEY)
     for key in (TurnKey(2, "t1"), TurnKey(1, "t2"), TurnKey(1, ""), TurnKey(1, "t1:")):
         assert store.get(key) is None
-        assert await store.read(key) is None
+        assert await text_of(store, key) is None
 
 
 async def test_turns_do_not_mix(store: StateRepository) -> None:
@@ -116,7 +138,7 @@ async def test_turns_do_not_mix(store: StateRepository) -> None:
         store.open(key).append(f"text {number}")
     await store.mirror()
     for number, key in enumerate(keys):
-        assert await store.read(key) == StoredText(f"text {number}", [6])
+        assert await text_of(store, key) == StoredText(f"text {number}", [6])
     assert len(store) == len(keys)
 
 
@@ -129,7 +151,7 @@ async def test_ended_turn_is_gone(store: StateRepository) -> None:
     store.close(KEY)
     await store.mirror()
     assert store.get(KEY) is None
-    assert await store.read(KEY) is None
+    assert await text_of(store, KEY) is None
     assert len(store) == 0
 
 
@@ -138,7 +160,7 @@ async def test_mirroring_again_changes_nothing(store: StateRepository) -> None:
     log.append("a")
     for _ in range(3):
         await store.mirror()
-    assert await store.read(KEY) == StoredText("a", [1])
+    assert await text_of(store, KEY) == StoredText("a", [1])
 
 
 # ---------------------------------------------------------------- Redis
@@ -146,7 +168,7 @@ async def test_mirroring_again_changes_nothing(store: StateRepository) -> None:
 
 async def test_other_process_reads_along(mirrored: StateRepository, other: StateRepository) -> None:
     log = mirrored.open(KEY)
-    assert await other.read(KEY) is None
+    assert await text_of(other, KEY) is None
     text = ""
     for content in ("one ", "두 ", "three", " 🐦🐦"):
         log.append(content)
@@ -154,10 +176,10 @@ async def test_other_process_reads_along(mirrored: StateRepository, other: State
         log.append("!")
         text += "!"
         await mirrored.mirror()
-        stored = await other.read(KEY)
+        stored = await text_of(other, KEY)
         assert stored is not None
         assert stored.content == text
-    assert await other.read(KEY) == StoredText(text, [4, 1, 2, 1, 5, 1, 3, 1])
+    assert await text_of(other, KEY) == StoredText(text, [4, 1, 2, 1, 5, 1, 3, 1])
     assert other.get(KEY) is None, "it runs elsewhere"
 
 
@@ -196,10 +218,10 @@ async def test_what_an_earlier_turn_of_that_name_left_is_never_read(
     await dead.mirror()
     log = mirrored.open(KEY)
     await mirrored.mirror()
-    assert await other.read(KEY) is None
+    assert await text_of(other, KEY) is None
     log.append("mine")
     await mirrored.mirror()
-    assert await other.read(KEY) == StoredText("mine", [4])
+    assert await text_of(other, KEY) == StoredText("mine", [4])
 
 
 async def test_stream_with_a_gap_is_not_used(mirrored: StateRepository, other: StateRepository, redis: Redis) -> None:
@@ -212,10 +234,31 @@ async def test_stream_with_a_gap_is_not_used(mirrored: StateRepository, other: S
         name = f"turnstone:turn:1:lost {lost}"
         entries: Any = redis.xrange(name)
         redis.xdel(name, entries[lost][0])
-        stored = await other.read(key)
+        stored = await text_of(other, key)
         # what lacks only its end is a shorter text, and whole as far as it goes
         assert stored == (StoredText("ab", [1, 1]) if lost == 2 else None)
-        assert await mirrored.read(key) == StoredText("abc", [1, 1, 1]), "whoever runs it has it all"
+        assert await text_of(mirrored, key) == StoredText("abc", [1, 1, 1]), "whoever runs it has it all"
+
+
+async def test_a_stream_that_is_begun_anew_is_read_from_its_beginning(
+    mirrored: StateRepository, other: StateRepository, redis: Redis
+) -> None:
+    log = mirrored.open(KEY)
+    log.append("a")
+    await mirrored.mirror()
+    found = await other.read(KEY)
+    assert found is not None
+    redis.delete("turnstone:turn:1:t1")
+    assert await other.read(KEY, found[1]) is None
+    mirrored._mirrored.clear()  # as after a fault
+    log.append("b")
+    await mirrored.mirror()
+    whole = await other.read(KEY, found[1])
+    assert whole is not None and whole[0] == StoredText("ab", [1, 1])
+    log.append("c")
+    await mirrored.mirror()
+    rest = await other.read(KEY, whole[1])
+    assert rest is not None and rest[0] == StoredText("c", [1], 3)
 
 
 async def test_outage_is_no_news_to_the_turn_and_is_made_up_for(
@@ -229,8 +272,8 @@ async def test_outage_is_no_news_to_the_turn_and_is_made_up_for(
     server.kill()
     log.append("during ")
     await mirrored.mirror()
-    assert await other.read(KEY) is None
-    assert await mirrored.read(KEY) == StoredText("before during ", [7, 7])
+    assert await text_of(other, KEY) is None
+    assert await text_of(mirrored, KEY) == StoredText("before during ", [7, 7])
     mirrored.close(TurnKey(1, "ended meanwhile"))
     await mirrored.mirror()
     server.start()
@@ -238,10 +281,10 @@ async def test_outage_is_no_news_to_the_turn_and_is_made_up_for(
     await mirror_until_heard(mirrored)
     await mirror_until_heard(mirrored)
     async with asyncio.timeout(WAIT_S):
-        while (stored := await other.read(KEY)) is None:
+        while (stored := await text_of(other, KEY)) is None:
             await asyncio.sleep(0.05)
     assert stored == StoredText("before during after", [7, 7, 5])
-    assert await other.read(TurnKey(1, "ended meanwhile")) is None
+    assert await text_of(other, TurnKey(1, "ended meanwhile")) is None
 
 
 async def test_restart_that_nobody_noticed_leaves_no_false_text(
@@ -255,11 +298,11 @@ async def test_restart_that_nobody_noticed_leaves_no_false_text(
     for content in ("a", "b", "c"):
         log.append(content)
         await mirrored.mirror()
-        stored = await other.read(KEY)
+        stored = await text_of(other, KEY)
         assert stored is None or "before abc".startswith(stored.content)
     await mirror_until_heard(mirrored)
     async with asyncio.timeout(WAIT_S):
-        while await other.read(KEY) != StoredText("before abc", [7, 1, 1, 1]):
+        while await text_of(other, KEY) != StoredText("before abc", [7, 1, 1, 1]):
             await mirrored.mirror()
             await asyncio.sleep(0.05)
 
@@ -275,9 +318,9 @@ async def test_redis_that_hangs_costs_one_short_wait(
         log.append("b")
         begun = time.monotonic()
         await mirrored.mirror()
-        assert await mirrored.read(TurnKey(1, "elsewhere")) is None
+        assert await text_of(mirrored, TurnKey(1, "elsewhere")) is None
         assert time.monotonic() - begun < 5, "one timeout of 0.3 s, and a rest"
-        assert await mirrored.read(KEY) == StoredText("ab", [1, 1])
+        assert await text_of(mirrored, KEY) == StoredText("ab", [1, 1])
     finally:
         server.thaw()
 
@@ -287,9 +330,12 @@ async def test_client_says_what_it_could_do(clients: Callable[[], RedisClient], 
     assert await client.ping()
     entry = StreamEntry("stream", 60, {"a": 1})
     assert await client.write([entry, entry])
-    assert await client.entries("stream") == [{b"a": b"1"}] * 2
+    entries = await client.entries("stream")
+    assert entries is not None and [fields for _, fields in entries] == [{b"a": b"1"}] * 2
+    assert await client.entries("stream", since=entries[1][0]) == entries[1:]
     assert await client.write([StreamEntry("stream", 60, {"b": "2"}, begins=True)])
-    assert await client.entries("stream") == [{b"b": b"2"}]
+    entries = await client.entries("stream")
+    assert entries is not None and [fields for _, fields in entries] == [{b"b": b"2"}]
     assert await client.write([], remove=["stream", "unknown"])
     assert await client.entries("stream") == []
     server.kill()

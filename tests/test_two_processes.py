@@ -130,6 +130,22 @@ async def test_complaint_02_stop_reaches_the_process_that_holds_the_turn(
     assert {row["status"] for row in rows("SELECT status FROM prompt_turns")} == {"cancelled"}
 
 
+async def test_stop_elsewhere_is_told_and_need_not_be_found(start: Callable[..., Service], provider: Provider) -> None:
+    both = start(flush_interval_s=5), start(flush_interval_s=5)  # found by the flush, six would take 15 s
+    waits = []
+    for number in range(6):
+        provider.next(HANGING)
+        session_id = await begin(both[number % 2])
+        async with httpx.AsyncClient(base_url=both[1 - number % 2].url, timeout=WAIT_S) as http:
+            asked = time.monotonic()
+            answer = await http.post(f"/api/sessions/{session_id}/turns/t1/cancel")
+        assert answer.status_code == 200
+        ended = provider.requests[-1].ended_at
+        assert ended is not None
+        waits.append(ended - asked)
+    assert sum(waits) < 6, waits
+
+
 async def test_complaint_03_stop_works_while_redis_is_away(
     start: Callable[..., Service], provider: Provider, rows: Rows
 ) -> None:

@@ -12,7 +12,7 @@ from app.application.turns.ending import ending_of
 from app.application.turns.running import TurnRef
 from app.domain.turn_log import TurnLog
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
-from app.infrastructure.repositories.state_repository import StateRepository
+from app.infrastructure.repositories.state_repository import Place, StateRepository
 from app.infrastructure.repositories.turn_repository import StoredText, TurnRepository
 
 log = structlog.get_logger()
@@ -32,12 +32,16 @@ class TailedLog(TurnLog):
         """Whether anybody reads."""
         return bool(self._readers)
 
-    def take(self, stored: StoredText) -> None:
-        """Append what is new in ``stored``, which holds the whole text so far."""
-        position = sum(stored.lengths[: self.last_seq])
-        for length in stored.lengths[self.last_seq :]:
+    def take(self, stored: StoredText) -> bool:
+        """Append what is new in ``stored``; ``False`` where something is missing in between."""
+        held = self.last_seq - stored.first_seq + 1
+        if held < 0:
+            return not stored.lengths
+        position = sum(stored.lengths[:held])
+        for length in stored.lengths[held:]:
             self.append(stored.content[position : position + length])
             position += length
+        return True
 
 
 class Tails:
@@ -65,22 +69,24 @@ class Tails:
 
     async def _poll(self, ref: TurnRef, tail: TailedLog) -> None:
         asked_at = -_INTERVAL_S
+        place: Place | None = None
         try:
             await asyncio.sleep(0)  # whoever asked attaches first
             while tail.has_readers and tail.ending is None:
-                mirrored = await self._state.read(ref.key)
-                if mirrored is not None:
-                    tail.take(mirrored)
-                if mirrored is None or time.monotonic() - asked_at >= _INTERVAL_S:
+                mirrored = await self._state.read(ref.key, place)
+                place = None
+                if mirrored is not None and tail.take(mirrored[0]):
+                    place = mirrored[1]
+                if place is None or time.monotonic() - asked_at >= _INTERVAL_S:
                     asked_at = time.monotonic()
                     try:
-                        await self._ask_database(ref, tail, text_too=mirrored is None)
+                        await self._ask_database(ref, tail, text_too=place is None)
                     except DATABASE_DOWN as error:
                         log.warning("tail_waits_for_database", error=fault(error))
                     except SQLAlchemyError as error:  # a bug, and no reason to leave readers without an end
                         log.error("tail_failed", error=fault(error))
                 if tail.ending is None:
-                    await asyncio.sleep(_INTERVAL_S if mirrored is None else _MIRRORED_S)
+                    await asyncio.sleep(_INTERVAL_S if place is None else _MIRRORED_S)
         finally:
             del self._tails[ref.pk]
 
@@ -93,7 +99,8 @@ class Tails:
             ending = ending_of(turn)
             if ending is not None:
                 tail.take(await turns.stored_text(turn))
-            elif text_too:
+            elif text_too and not tail.take(await turns.flushed_text(ref.pk, after_seq=tail.last_seq)):
+                # A chunk reaches over what is held already.
                 tail.take(await turns.flushed_text(ref.pk))
         if ending is not None:
             tail.end(ending)

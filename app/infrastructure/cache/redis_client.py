@@ -92,17 +92,20 @@ class RedisClient:
         self._note_success()
         return True
 
-    async def entries(self, key: str) -> list[dict[bytes, bytes]] | None:
-        """All entries of a stream, oldest first; empty where it does not exist, ``None`` where Redis was not there."""
+    async def entries(self, key: str, *, since: str = "-") -> list[tuple[str, dict[bytes, bytes]]] | None:
+        """A stream's entries with their ids, from the id ``since`` on, oldest first.
+
+        Empty where there are none, ``None`` where Redis was not there.
+        """
         if self.resting:
             return None
         try:
-            found: Any = await self._redis.xrange(key)
+            found: Any = await self._redis.xrange(key, min=since)
         except _FAULTS as error:
             self._note_fault(error)
             return None
         self._note_success()
-        return [fields for _, fields in found]
+        return [(entry_id.decode(), fields) for entry_id, fields in found]
 
     async def ping(self) -> bool:
         """Whether Redis answers now."""

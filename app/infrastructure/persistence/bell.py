@@ -1,26 +1,30 @@
-"""Waking delivery in another process: a NOTIFY after commits, and whoever listens.
+"""Telling other processes at once what they would find by themselves a moment later: NOTIFY, and whoever listens.
 
-A notification is a hint and nothing more: what it tells of is in the tables, where a relay finds it within a second
-anyway. So it is sent after the commit on a connection of its own, once for all commits of the moment: inside the turn's
-transaction it would make commits wait for each other.
+A notification is a hint and nothing more. What it tells of is in the tables: a relay finds new callbacks within a
+second anyway, and whoever runs a turn finds with its next flush that somebody wants it stopped. So callbacks are told
+of after the commit on a connection of its own, once for all commits of the moment: inside the turn's transaction it
+would make commits wait for each other. A cancel is rare, and told of with its commit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final, LiteralString
 
 import psycopg
 import structlog
 
 log = structlog.get_logger()
 
-_CHANNEL = "turnstone_callbacks"
+CALLBACKS: Final = "turnstone_callbacks"
+CANCELS: Final = "turnstone_cancels"
+"""The payload is the turn's key."""
 _RECONNECT_S = 1.0
 
 
 class Bell:
-    """One process's end of the channel.
+    """One process's end of the channels.
 
     Args:
         dsn: the database, as libpq reads it.
@@ -31,7 +35,7 @@ class Bell:
         self._rung = asyncio.Event()
 
     def ring(self) -> None:
-        """Something was committed."""
+        """Callbacks were committed."""
         self._rung.set()
 
     async def send_forever(self) -> None:
@@ -42,21 +46,22 @@ class Bell:
                     while True:
                         await self._rung.wait()
                         self._rung.clear()
-                        await connection.execute(f"NOTIFY {_CHANNEL}")
+                        await connection.execute(f"NOTIFY {CALLBACKS}")
             except (psycopg.Error, OSError) as error:
                 log.warning("bell_waits_for_database", error=type(error).__name__)
                 self._rung.set()  # it may not have been passed on
                 await asyncio.sleep(_RECONNECT_S)
 
-    async def listen_forever(self, heard: Callable[[], None]) -> None:
-        """Call ``heard`` whenever any process rings, until cancelled."""
+    async def listen_forever(self, handlers: Mapping[LiteralString, Callable[[str], None]]) -> None:
+        """Call a channel's handler with the payload of whatever is told there, until cancelled."""
         while True:
             try:
                 async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
-                    await connection.execute(f"LISTEN {_CHANNEL}")
-                    heard()  # what was rung while nobody listened
-                    async for _ in connection.notifies():
-                        heard()
+                    for channel in handlers:
+                        await connection.execute(f"LISTEN {channel}")
+                    async for told in connection.notifies():
+                        if told.channel in handlers:
+                            handlers[told.channel](told.payload)
             except (psycopg.Error, OSError) as error:
                 log.warning("bell_waits_for_database", error=type(error).__name__)
                 await asyncio.sleep(_RECONNECT_S)

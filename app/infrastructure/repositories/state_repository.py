@@ -7,6 +7,8 @@ read; without, this process is the only one that needs it. PostgreSQL stays the 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.domain.turn_log import TurnLog
@@ -23,6 +25,14 @@ class TurnKey(NamedTuple):
 
     session_id: int
     turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far somebody has read: the last delta, and the stream's entry that held it."""
+
+    seq: int
+    entry: str = "-"
 
 
 class StateRepository:
@@ -56,20 +66,32 @@ class StateRepository:
         if self._logs.pop(key, None) is not None and self._redis is not None:
             self._ended.append(key)
 
-    async def read(self, key: TurnKey) -> StoredText | None:
-        """Text of a running turn, this process's or another's; ``None`` where the store knows nothing of it."""
+    async def read(self, key: TurnKey, place: Place | None = None) -> tuple[StoredText, Place] | None:
+        """Text of a running turn, this process's or another's, and the place behind it.
+
+        Args:
+            key: the turn.
+            place: what an earlier read returned; then only what came since, or all of it where that cannot be told.
+
+        Returns:
+            ``None`` where the store knows nothing of the turn, or not all.
+        """
         log = self._logs.get(key)
         if log is not None:
-            return StoredText(log.text, log.lengths)
+            first = place.seq if place is not None else 0
+            piece = log.since(first)
+            contents = log.contents[first:]
+            text = StoredText("" if piece is None else piece.content, [len(part) for part in contents], first + 1)
+            return text, Place(log.last_seq)
         if self._redis is None:
             return None
-        entries = await self._redis.entries(_stream(key))
-        if not entries:
-            return None
-        lengths = unpack_lengths(b"".join(entry[b"lengths"] for entry in entries))
-        if int(entries[0][b"first_seq"]) != 1 or int(entries[-1][b"last_seq"]) != len(lengths):
-            return None  # Redis has lost a part; the database has not
-        return StoredText(b"".join(entry[b"content"] for entry in entries).decode(), lengths)
+        if place is None:
+            return _text_of(await self._redis.entries(_stream(key)), Place(0))
+        # The last entry that was read is read again: where it is gone, the stream is another one by now.
+        entries = await self._redis.entries(_stream(key), since=place.entry)
+        if not entries or entries[0][0] != place.entry:
+            return await self.read(key)
+        return _text_of(entries[1:], place)
 
     async def mirror(self) -> None:
         """Copy new deltas to Redis; does nothing without it.
@@ -115,6 +137,21 @@ class StateRepository:
                 "lengths": pack_lengths(lengths),
             }
         return StreamEntry(_stream(key), _TTL_S, fields, begins=copied is None)
+
+
+def _text_of(
+    entries: Sequence[tuple[str, Mapping[bytes, bytes]]] | None, place: Place
+) -> tuple[StoredText, Place] | None:
+    """The text of a stream's entries behind ``place``; ``None`` where a part of it is missing."""
+    if not entries:
+        return (StoredText("", [], place.seq + 1), place) if place.seq else None
+    lengths = unpack_lengths(b"".join(fields[b"lengths"] for _, fields in entries))
+    last_entry, last = entries[-1]
+    last_seq = int(last[b"last_seq"])
+    if int(entries[0][1][b"first_seq"]) != place.seq + 1 or last_seq != place.seq + len(lengths):
+        return None  # Redis has lost a part; the database has not
+    content = b"".join(fields[b"content"] for _, fields in entries).decode()
+    return StoredText(content, lengths, place.seq + 1), Place(last_seq, last_entry)
 
 
 def _stream(key: TurnKey) -> str:

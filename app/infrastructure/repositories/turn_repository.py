@@ -6,9 +6,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import delete, or_, select
 
 from app.domain.conversation import FinishReason, TurnStatus, Usage
+from app.infrastructure.persistence.bell import CANCELS
 from app.infrastructure.persistence.models import (
     PromptMessage,
     PromptRoleEnum,
@@ -30,6 +31,13 @@ _flush = """
     """
 _cancels = """
     SELECT id FROM prompt_turns WHERE owner = %(owner)s AND status = 'running' AND cancel_requested_at IS NOT NULL
+    """
+_request_cancel = """
+    WITH asked AS (
+        UPDATE prompt_turns SET cancel_requested_at = coalesce(cancel_requested_at, now())
+        WHERE id = %(turn_pk)s AND status = 'running' RETURNING id
+    )
+    SELECT pg_notify(%(channel)s, id::text) FROM asked
     """
 # The session's row is locked before the turn's, which comes `FROM` it; see `SessionRepository.lock_session`.
 _settle = """
@@ -115,10 +123,11 @@ class TurnEnding:
 
 @dataclass(frozen=True, slots=True)
 class StoredText:
-    """Text of a turn and the length of each of its deltas, in characters."""
+    """Text of a turn from the delta ``first_seq`` on, and the length of each delta in characters."""
 
     content: str
     lengths: list[int]
+    first_seq: int = 1
 
 
 class TurnRepository:
@@ -213,29 +222,23 @@ class TurnRepository:
         return bool(rows)
 
     async def request_cancel(self, turn_pk: int) -> None:
-        """Ask the process that runs the turn to cancel it."""
-        await self._db.execute(
-            update(PromptTurn)
-            .where(PromptTurn.id == turn_pk, PromptTurn.status == TurnStatus.RUNNING)
-            .values(cancel_requested_at=func.coalesce(PromptTurn.cancel_requested_at, func.now()))
-            .execution_options(synchronize_session=False)
-        )
+        """Ask the process that runs the turn to cancel it; it is told with the commit, or finds it by itself."""
+        await self._db.run(_request_cancel, {"turn_pk": turn_pk, "channel": CANCELS})
 
     async def cancels_requested(self, owner: int) -> Sequence[int]:
         """Keys of the owner's running turns that somebody wants cancelled."""
         return [row.id for row in await self._db.run(_cancels, {"owner": owner})]
 
     async def flushed_text(self, turn_pk: int, *, after_seq: int = 0) -> StoredText:
-        """What is flushed of a running turn, from the chunk that follows ``after_seq``."""
+        """What is flushed of a running turn, from the first chunk that begins behind ``after_seq``."""
         statement = (
-            select(TurnChunk.content, TurnChunk.delta_lengths)
+            select(TurnChunk.first_seq, TurnChunk.content, TurnChunk.delta_lengths)
             .where(TurnChunk.turn_pk == turn_pk, TurnChunk.first_seq > after_seq)
             .order_by(TurnChunk.first_seq)
         )
         rows = (await self._db.execute(statement)).all()
-        return StoredText(
-            "".join(row.content for row in rows), unpack_lengths(b"".join(row.delta_lengths for row in rows))
-        )
+        lengths = unpack_lengths(b"".join(row.delta_lengths for row in rows))
+        return StoredText("".join(row.content for row in rows), lengths, rows[0].first_seq if rows else after_seq + 1)
 
     async def stored_text(self, turn: PromptTurn) -> StoredText:
         """The text of a turn that has ended; empty where it has no assistant message."""
