@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import websockets
 
+import app
 from app.core.settings import Settings
+from app.infrastructure.persistence.migrate import wanted_version
 from tests.conftest import Rows, change
 from tests.support.chat import TERMINAL, Command, TurnSeen, connect, environment, new_pair
 from tests.support.core import FakeCore
 from tests.support.provider import Provider, Script
-from tests.support.service import running
+from tests.support.service import ServiceProcess, running
 
-CANDIDATES = 40
-SCRIPT = Script(pieces=[f"낱말{i} " for i in range(30)], piece_delay_s=0.03)
+APP = Path(app.__file__).parent
+CANDIDATES = 200
+SCRIPT = Script(pieces=[f"낱말{i} " for i in range(30)], piece_delay_s=0.15)
 
 
 async def talk(urls: list[str], number: int, stop: asyncio.Event) -> Counter[str]:
@@ -52,6 +59,66 @@ async def ask(send: Callable[..., object], seen: TurnSeen, turn_id: int, pair: d
         await send(type="resume", turn_id=turn_id, **where)  # type: ignore[misc]
     else:
         await send(message="hello", turn_id=turn_id, **pair)  # type: ignore[misc]
+
+
+def a_newer_program(place: Path) -> str:
+    """A copy of this program that brings one more migration, as its next version would; returns its PYTHONPATH."""
+    shutil.copytree(APP, place / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    (place / "app/infrastructure/persistence/migrations/versions/m9999_next.py").write_text(
+        f"""
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "9999", "{wanted_version()}"
+
+
+def upgrade() -> None:
+    op.add_column("prompt_turns", sa.Column("colour", sa.Text()))
+    op.add_column("prompt_sessions", sa.Column("shade", sa.Integer(), server_default="7", nullable=False))
+    op.create_table("paints", sa.Column("turn", sa.BigInteger(), sa.ForeignKey("prompt_turns.id")))
+"""
+    )
+    return str(place)
+
+
+@pytest.mark.slow
+async def test_old_and_new_run_side_by_side_over_a_migration(
+    settings: Settings, provider: Provider, core: FakeCore, rows: Rows, tmp_path: Path
+) -> None:
+    provider.default = SCRIPT
+    env = environment(change(settings, shutdown_grace_s=20), TURNSTONE_PORT="0")
+    newer = {**env, "PYTHONPATH": a_newer_program(tmp_path)}
+    stop = asyncio.Event()
+    with ExitStack() as stack:
+
+        async def serve(env: dict[str, str], **options: Any) -> ServiceProcess:
+            process = stack.enter_context(running(ServiceProcess("serve", env=env, **options)))
+            return await asyncio.to_thread(process.wait_ready)
+
+        old = [await serve(env), await serve(env)]
+        urls = [process.url for process in old]
+        talking = [asyncio.create_task(talk(urls, number, stop)) for number in range(20)]
+        await asyncio.sleep(2)
+        new = await serve(newer, cwd=tmp_path)
+        assert "the database's tables are made" in new.output
+        assert rows.one("SELECT version_num FROM alembic_version")["version_num"] == "9999"
+        urls[0] = new.url
+        assert await asyncio.to_thread(old[0].stop) == 0
+        await asyncio.sleep(2)
+        back = await serve(env)  # somebody thought better of it
+        assert "tables_of_a_later_program" in back.output
+        async with httpx.AsyncClient() as http:
+            for process in (old[1], new, back):
+                assert (await http.get(f"{process.url}/readyz")).json()["checks"]["migrations"] is True
+        urls[0] = back.url
+        assert await asyncio.to_thread(new.stop) == 0
+        await asyncio.sleep(2)
+        stop.set()
+        ends = sum(await asyncio.gather(*talking), Counter[str]())
+        await core.reaches(2 * ends.total(), 60)
+    assert set(ends) == {"done"}, ends
+    assert {row["status"] for row in rows("SELECT status FROM prompt_turns")} == {"completed"}
+    assert len(provider.requests) == ends.total()
 
 
 @pytest.mark.slow
