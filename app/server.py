@@ -28,6 +28,10 @@ WebSockets are closed sooner, by a ping that is not answered; this is for stream
 """
 
 
+_SEND_BUFFER_BYTES = 256 * 1024
+"""Of each connection, in the kernel: left alone it grows to megabytes for whoever does not read."""
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Take a port, before anything else is started; 0 takes any that is free.
 
@@ -42,6 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; every connection inherits it
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind(address)
         listener.listen(2048)
     except UnicodeError:

@@ -6,18 +6,23 @@ import asyncio
 import gc
 import json
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import httpx
 import psutil
 import pytest
 import websockets
+from redis import Redis
 
 from app import server
+from app.core.settings import Settings
 from app.presentation.api.routes.chat import Conversation
-from tests.support.chat import connect, new_pair, wait_until
+from tests.conftest import Rows, change
+from tests.support.chat import Command, connect, environment, new_pair, wait_until
 from tests.support.provider import Provider, Script
-from tests.support.service import Service
+from tests.support.redis_server import RedisServer
+from tests.support.service import Service, running
 
 
 def _with_little_room(service: Service) -> socket.socket:
@@ -66,7 +71,7 @@ async def test_complaint_24_a_reader_that_is_too_slow_is_closed_with_a_code_and_
     monkeypatch.setattr(server, "_PONG_WITHIN_S", 1.0)
     monkeypatch.setattr(server, "_LAST_READ_S", 60.0)
     service = start()
-    provider.next(script := Script(pieces=[f"{n:06d} " * 1500 for n in range(1000)], piece_delay_s=0.001))
+    provider.next(script := Script(pieces=[f"{n:06d} " * 1500 for n in range(300)], piece_delay_s=0.001))
     pair = new_pair()
     opened = _with_little_room(service)
     async with (
@@ -88,10 +93,77 @@ async def test_complaint_24_a_reader_that_is_too_slow_is_closed_with_a_code_and_
                 assert frame["type"] == "delta" and frame.get("first_seq", frame["seq"]) == last + 1
                 text, last = text + frame["content"], frame["seq"]
         assert slow.connection.close_code == 4408
-        assert 0 < last < 1000
+        assert 0 < last < 300
     async with connect(service.url) as again:
         await again.send(type="resume", session_id=session_id, turn_id="t1", after_seq=last)
         assert text + (await again.turn(after_seq=last)).text == script.text
+
+
+async def come_and_go(urls: Sequence[str]) -> None:
+    """Thirty candidates drop, resume, cancel and leave."""
+
+    async def candidate(number: int) -> None:
+        one, other = urls[number % len(urls)], urls[(number + 1) % len(urls)]
+        for turn_id in range(3):
+            async with connect(one) as client:
+                await client.send(message="hello", turn_id=turn_id, **new_pair())
+                session_id = (await client.until("started"))["session_id"]
+                await client.until("delta")
+                client.drop()
+            async with connect(other) as client:
+                if turn_id == 1:
+                    await client.send(type="cancel", session_id=session_id, turn_id=turn_id)
+                await client.send(type="resume", session_id=session_id, turn_id=turn_id, after_seq=0)
+                while (await client.receive())["type"] not in ("cancelled", "done"):  # it may have ended before
+                    pass
+
+    await asyncio.gather(*(candidate(number) for number in range(30)))
+
+
+WORDS = Script(pieces=["word "] * 20, piece_delay_s=0.02)
+
+
+async def test_complaint_24_no_task_and_no_turn_is_left_over(start: Callable[..., Service], provider: Provider) -> None:
+    def leftovers() -> tuple[Counter[str], int, int]:
+        """Names of the service's tasks without their numbers, its turns, and the logs in its store."""
+
+        async def tasks() -> Counter[str]:
+            return Counter(task.get_name().rstrip("0123456789") for task in asyncio.all_tasks())
+
+        resources = service.resources
+        return service.call(tasks()), len(resources.runner._turns), len(resources.service._state)
+
+    with RedisServer() as redis:
+        service = start(redis={"url": redis.url})
+        provider.default = WORDS
+        await come_and_go([service.url])  # loads what is loaded once
+        await asyncio.sleep(1)
+        before = leftovers()
+        await come_and_go([service.url])
+        await asyncio.to_thread(wait_until, lambda: leftovers() == before)
+        with Redis.from_url(redis.url) as client:
+            await asyncio.to_thread(wait_until, lambda: client.keys("*") == [])
+
+
+async def test_complaint_24_two_processes_keep_no_socket_no_turn_and_no_key(
+    settings: Settings, provider: Provider, rows: Rows
+) -> None:
+    provider.default = WORDS
+    with RedisServer() as redis:
+        env = environment(change(settings, redis={"url": redis.url}), TURNSTONE_PORT="0")
+        with running(Command("serve", env=env)) as one, running(Command("serve", env=env)) as other:
+            urls = [(await asyncio.to_thread(process.wait_ready)).url for process in (one, other)]
+            await come_and_go(urls)
+            async with httpx.AsyncClient() as http:
+                for url in urls:
+                    async with asyncio.timeout(30):
+                        while not {"turnstone_sockets 0.0", "turnstone_turns_running 0.0"} <= set(
+                            (await http.get(f"{url}/metrics")).text.splitlines()
+                        ):
+                            await asyncio.sleep(0.1)
+            with Redis.from_url(redis.url) as client:
+                await asyncio.to_thread(wait_until, lambda: client.keys("*") == [])
+            await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM turn_chunks") == [])  # they are swept
 
 
 async def test_a_client_that_reads_nothing_at_all_is_cut_off(
