@@ -30,3 +30,24 @@ class CallbackStatusEnum(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
     FAILED = "failed"
+
+
+class RunStatusEnum(StrEnum):
+    """Where a judgement stands.
+
+    ``WAITING``: to be made, or tried again. ``DONE``: there is a score, or a reason why there is none.
+    """
+
+    WAITING = "waiting"
+    DONE = "done"
+
+
+class ReviewReasonEnum(StrEnum):
+    """Why a person is to look at a turn."""
+
+    SAMPLES_DIFFER = "samples_differ"
+    ATTACK_FLAGGED = "attack_flagged"
+    REFUSED = "refused"
+    NEAR_GRADE_EDGE = "near_grade_edge"
+    UNSCORED = "unscored"
+    APPEAL = "appeal"

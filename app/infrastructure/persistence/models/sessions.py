@@ -10,12 +10,17 @@ from app.infrastructure.persistence.models.enums import EvaluationTypeEnum, Prom
 
 
 class Exam(Base):
-    """What the worker knows of an exam: the problem's text, which becomes part of the system prompt."""
+    """What the worker knows of an exam: the problem's text, which becomes part of the system prompt, and its settings.
+
+    It is the newest of its versions (`ExamVersion`).
+    """
 
     __tablename__ = "exams"
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     problem_text: Mapped[str] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(server_default="1")
+    settings: Mapped[Json]
     updated_at: Mapped[Moment]
 
 
@@ -68,13 +73,14 @@ class PromptMessage(Base):
 
 
 class PromptEvaluation(Base):
-    """A judgement of one turn, or of the session as a whole (``turn`` null)."""
+    """A judgement of one turn, or of the session as a whole (``turn`` null); one for each run."""
 
     __tablename__ = "prompt_evaluations"
 
     id: Mapped[BigId]
     session_id: Mapped[int] = mapped_column(ForeignKey("prompt_sessions.id", ondelete="CASCADE"), index=True)
     turn: Mapped[int | None]
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("evaluation_runs.id", ondelete="CASCADE"), unique=True)
     evaluation_type: Mapped[EvaluationTypeEnum] = mapped_column(word_of(EvaluationTypeEnum, "evaluation_type"))
     details: Mapped[Json]
     created_at: Mapped[Moment]

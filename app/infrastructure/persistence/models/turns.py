@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.domain.conversation import FinishReason, TurnStatus
@@ -30,7 +40,8 @@ class PromptTurn(Base):
     ``client_turn_id`` is the client's id as text; ``turn_id_is_int`` says how to write it back in JSON.
     ``delta_lengths`` holds the length in characters of every delta as little-endian uint32, so that a replay of the
     stored answer can begin after any ``seq``. ``owner`` is a worker's id; no foreign key, because every insert of a
-    turn would lock the same worker's row.
+    turn would lock the same worker's row. ``exam_version`` is the version of the exam's settings that it ran under,
+    null where there are none. ``labels`` are the guard's, null where it found none.
     """
 
     __tablename__ = "prompt_turns"
@@ -57,6 +68,8 @@ class PromptTurn(Base):
     started_at: Mapped[Moment]
     ended_at: Mapped[MaybeMoment]
     first_token_ms: Mapped[int | None]
+    exam_version: Mapped[int | None]
+    labels: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     duration_ms: Mapped[int | None]
 
     __table_args__ = (
