@@ -12,6 +12,7 @@ from app.core.ids import new_turn_id
 from app.domain.conversation import Usage
 from app.infrastructure.persistence.models import Callback, Exam, PromptMessage, PromptSession, PromptTurn
 from app.infrastructure.repositories.callback_repository import CallbackEvent
+from app.presentation.schemas.callbacks import CallbackPayload
 from app.presentation.schemas.frames import MessageFrame, command_of
 
 _BIGGEST_ID = 2**63 - 1
@@ -201,7 +202,7 @@ class CallbackBody(BaseModel):
     callback_seq: int
     status: Literal["held", "pending", "delivered", "failed"]
     attempts: int
-    payload: dict[str, Any]
+    payload: CallbackPayload
     next_try_at: datetime | None
     last_error: str | None
     occurred_at: datetime
@@ -230,7 +231,7 @@ class FeedItem(BaseModel):
 
     cursor: str
     id: str
-    payload: dict[str, Any]
+    payload: CallbackPayload
 
 
 class Page(BaseModel, Generic[Item]):
