@@ -27,11 +27,14 @@ import pytest
 from aiohttp import web
 from standardwebhooks import Webhook
 
+from app.application.services.callback_service import CallbackService
 from app.core.settings import Settings
+from app.infrastructure.persistence.session import get_db_context
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import Command, connect, environment, new_pair
+from tests.support.core import FakeCore
 from tests.support.servers import AppThread, Journal, reset_connection
-from tests.support.service import running
+from tests.support.service import Service, running
 
 EXAMPLE = Path(__file__).parents[1] / "examples/core-python"
 WAIT_S = 60.0
@@ -229,6 +232,34 @@ def turns_in_order(database: Path) -> dict[str, tuple[int, ...]]:
         for session_id, turn in db.execute("SELECT session_id, turn FROM usage ORDER BY rowid"):
             found[session_id] = (*found.get(session_id, ()), turn)
     return found
+
+
+async def test_a_gap_sends_it_to_the_feed_at_once_and_the_feed_is_read_to_its_end(
+    service: Service, core: FakeCore, tmp_path: Path
+) -> None:
+    database, events = tmp_path / "core.sqlite", 230  # more than one part
+
+    async def record() -> None:
+        async with get_db_context() as db, CallbackService(db).together() as callbacks:
+            for number in range(events):
+                await callbacks.send_usage(1, None, number, 0, number)
+        service.resources.wake_delivery()
+
+    env = {"CORE_SECRETS": SECRET, "CORE_PORT": "0", "CORE_DB": str(database), "CORE_TURNSTONE_URL": service.url}
+    env["CORE_FEED_EVERY_S"] = "3600"
+    with receiver(env) as process:
+        url = await asyncio.to_thread(address, process)
+        await asyncio.to_thread(httpx.post, f"{service.url}/api/sessions", json=new_pair())
+        service.call(record())
+        await until(lambda: len(core.events()) == events)
+        first, *_, last = core.events()
+        for delivery in (first, last):
+            headers = {name: value for name, value in delivery.headers.items() if name.startswith("webhook-")}
+            answer = await asyncio.to_thread(httpx.post, url, content=delivery.raw, headers=headers)
+            assert answer.status_code == 204
+        await until(lambda: number_of_events(database) == events)
+    [figures] = Ledger(str(database)).bill().values()
+    assert figures[2] == sum(range(events))
 
 
 def test_without_a_secret_it_does_not_receive() -> None:
