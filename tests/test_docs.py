@@ -219,15 +219,22 @@ async def test_the_receiver_of_the_guide_takes_each_event_once_and_in_order(
     with psycopg.connect(str(settings.database.url), autocommit=True) as db:
         db.execute(tables)
         assert receive(deliveries[0], deliveries[0].raw + b" ") == 401
-        for delivery in reversed(deliveries):
+        in_turn = sorted(deliveries, key=lambda delivery: (delivery.session_id, delivery.seq))
+        *others, third, fourth = in_turn
+        for delivery in reversed(others):
             copies = [asyncio.to_thread(receive, delivery, delivery.raw) for _ in range(3)]
             assert await asyncio.gather(*copies) == [204] * 3
+        with db.transaction():  # holds up both, as far as they go before one has to wait for the other
+            db.execute("SELECT 1 FROM turnstone_sessions FOR UPDATE")
+            both = [asyncio.create_task(asyncio.to_thread(receive, event, event.raw)) for event in (third, fourth)]
+            await asyncio.sleep(0.5)
+        assert await asyncio.gather(*both) == [204, 204]
         [bill] = blocks("docs/core-guide.md", "sql bill")
         billed = {row[:3]: int(row[3]) for row in db.execute(bill)}
         totals = db.execute("SELECT exam_id, participant_id, 'chat', total_tokens FROM prompt_sessions")
         assert billed == {row[:3]: row[3] for row in totals}
         assert {row[0] for row in db.execute("SELECT next_seq FROM turnstone_sessions")} == {5}
-        for event_id, seq, revision in (("a", 5, 2), ("b", 7, 3), ("c", 6, 1)):
+        for event_id, seq, revision in (("a", 5, 2), ("b", 7, 1), ("c", 6, 3)):
             judged = {"type": "turn_evaluation", "turn": 1, "turn_score": revision, "revision": revision}
             names["take"](db, event_id, {"session_id": "1", "callback_seq": seq, **judged})
         assert db.execute("SELECT * FROM turnstone_scores").fetchall() == [("1", 1, 3, 3.0)]
