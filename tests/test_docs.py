@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 
@@ -18,12 +20,14 @@ from app.core.settings import Settings
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import ChatClient, connect, new_pair
-from tests.support.core import FakeCore
+from tests.support.core import Delivery, FakeCore
 from tests.support.provider import Provider, Script
 from tests.support.service import Service
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+)
 
 
 def blocks(page: str, info: str) -> list[str]:
@@ -193,6 +197,53 @@ async def test_the_callback_and_its_receiver_are_as_documented(service: Service,
     assert names["receive"](SECRET, headers, usage.raw, seen) == json.loads(usage.raw)
     assert names["receive"](SECRET, headers, usage.raw, seen) is None
     assert headers["x-api-key"] == CORE_KEY
+
+
+async def test_the_receiver_of_the_guide_takes_each_event_once_and_in_order(
+    service: Service, core: FakeCore, settings: Settings
+) -> None:
+    pairs = [new_pair(), new_pair()]
+    async with connect(service.url) as client:
+        for number, pair in enumerate(pairs * 2):
+            await client.ask("hello", f"t{number}", **pair)
+    deliveries = await core.reaches(8)
+    [tables], [example] = blocks("docs/core-guide.md", "sql tables"), blocks("docs/core-guide.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/core-guide.md", "exec"), names)
+    secrets = ["whsec_" + "b3RoZXIgc2VjcmV0IG9mIGEgY2hhbmdl", SECRET]
+
+    def receive(delivery: Delivery, raw: bytes) -> int:
+        with psycopg.connect(str(settings.database.url), autocommit=True) as db:
+            return int(names["receive"](db, secrets, dict(delivery.headers), raw))
+
+    with psycopg.connect(str(settings.database.url), autocommit=True) as db:
+        db.execute(tables)
+        assert receive(deliveries[0], deliveries[0].raw + b" ") == 401
+        in_turn = sorted(deliveries, key=lambda delivery: (delivery.session_id, delivery.seq))
+        *others, third, fourth = in_turn
+        for delivery in reversed(others):
+            copies = [asyncio.to_thread(receive, delivery, delivery.raw) for _ in range(3)]
+            assert await asyncio.gather(*copies) == [204] * 3
+        with db.transaction():  # holds up both, as far as they go before one has to wait for the other
+            db.execute("SELECT 1 FROM turnstone_sessions FOR UPDATE")
+            both = [asyncio.create_task(asyncio.to_thread(receive, event, event.raw)) for event in (third, fourth)]
+            await asyncio.sleep(0.5)
+        assert await asyncio.gather(*both) == [204, 204]
+        [bill] = blocks("docs/core-guide.md", "sql bill")
+        billed = {row[:3]: int(row[3]) for row in db.execute(bill)}
+        totals = db.execute("SELECT exam_id, participant_id, 'chat', total_tokens FROM prompt_sessions")
+        assert billed == {row[:3]: row[3] for row in totals}
+        assert {row[0] for row in db.execute("SELECT next_seq FROM turnstone_sessions")} == {5}
+        for event_id, seq, revision in (("a", 5, 2), ("b", 7, 1), ("c", 6, 3)):
+            judged = {"type": "turn_evaluation", "turn": 1, "turn_score": revision, "revision": revision}
+            names["take"](db, event_id, {"session_id": "1", "callback_seq": seq, **judged})
+        assert db.execute("SELECT * FROM turnstone_scores").fetchall() == [("1", 1, 3, 3.0)]
+
+
+def test_the_feed_of_the_guide_is_read_as_it_says(service: Service) -> None:
+    [command] = blocks("docs/core-guide.md", "sh")
+    done = run(["bash", "-c", command], TURNSTONE=service.url)
+    assert json.loads(done.stdout) == {"items": [], "next": None}
 
 
 async def test_the_query_of_the_protocol_page_shows_the_conversation(service: Service, rows: Rows) -> None:
