@@ -26,7 +26,9 @@ from tests.support.service import Service
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    path
+    for place in ("README.md", "CHANGELOG.md", "judge_bench/data/README.md", "docs", "examples")
+    for path in ([ROOT / place] if place.endswith(".md") else (ROOT / place).rglob("*.md"))
 )
 
 
@@ -58,7 +60,9 @@ def test_files_named_in_the_architecture_exist() -> None:
     table = page[page.index("## From symptom to file") :]
     named = re.findall(r"`([a-z_/]+\.(?:py|js))`", table)
     assert len(named) > 20
-    files = [str(path) for folder in ("app", "tests", "torture") for path in (ROOT / folder).rglob("*.*")]
+    files = [
+        str(path) for folder in ("app", "tests", "torture", "judge_bench") for path in (ROOT / folder).rglob("*.*")
+    ]
     for name in named:
         assert any(path.endswith(f"/{name}") for path in files), name
 
