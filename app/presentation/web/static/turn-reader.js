@@ -127,7 +127,6 @@ export class TurnReader {
       this.#refusals = 0;
       return response;
     }
-    clearTimeout(this.#timer);
     if (problem.retryAfterMs !== null && this.#refusals++ < MAX_REFUSALS) {
       await pause(problem.retryAfterMs);
     } else {
