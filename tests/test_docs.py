@@ -178,7 +178,7 @@ def test_the_problem_document_is_what_is_sent(service: Service) -> None:
 def test_curl_examples_work(service: Service) -> None:
     [example] = blocks("docs/protocol.md", "sh")
     commands = example.replace("\\\n", " ").strip().splitlines()
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         done = run(["bash", "-c", command], TURNSTONE=service.url)
         answer = json.loads(done.stdout)
