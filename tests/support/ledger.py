@@ -40,7 +40,8 @@ async def session_with(*turns: Sequence[CallRecord], pair: Mapping[str, int] | N
         async with get_db_context() as db:
             started = await SessionRepository(db).start_turn(new, token_budget=0)
         assert started is not None
-        row = TurnEnding(TurnStatus.COMPLETED, sum_usage(calls), finish_reason=FinishReason.STOP, lengths=[6])
+        chat = sum_usage([call for call in calls if call.purpose == "chat"])
+        row = TurnEnding(TurnStatus.COMPLETED, chat, finish_reason=FinishReason.STOP, lengths=[6])
         ref = TurnRef(started.pk, session.id, started.turn, f"t{number}", owner)
         await settle(ref, FinalTurn("answer", row, list(calls), calls[-1].usage.completion_tokens), held=False)
     return session.id

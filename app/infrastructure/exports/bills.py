@@ -17,6 +17,7 @@ from app.infrastructure.llm.figures import reference
 _LARGEST_SUM = 10**15
 _LARGEST_ID = 2**63 - 1
 _LARGEST_TURN = 2**31 - 1
+_LONGEST_NAME = 200
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
 
 # Each list in the order in which its columns are looked at; docs/usage.md has them.
@@ -96,7 +97,7 @@ class ProviderExport:
             ref = reference(_text(row, _REF))
             if ref is None:
                 raise place.error("the call has no id, or none that can be one, while the first row has.")
-            yield ChargedCall(line, ref, _text(row, _MODEL) or "", place.figures(LARGEST_FIGURE))
+            yield ChargedCall(line, ref, _name(row, _MODEL) or "", place.figures(LARGEST_FIGURE))
 
     def days(self) -> Iterator[ChargedDay]:
         """The rows of an export that has sums of a model and day.
@@ -109,7 +110,7 @@ class ProviderExport:
             said = place.figures(_LARGEST_SUM)
             if not (said.prompt or said.completion):
                 continue  # a day without calls has no model either
-            model = _text(row, _MODEL)
+            model = _name(row, _MODEL)
             if model is None:
                 raise place.error("there is no model.")
             yield ChargedDay(line, place.day(), model, said)
@@ -143,7 +144,7 @@ def read_core_export(path: Path) -> Iterator[KeptEvent]:
             raise place.error("there are no prompt_tokens and completion_tokens.")
         total = place.number(("total_tokens",), least=-_LARGEST_SUM)
         turn = place.number(("turn",), most=_LARGEST_TURN)
-        yield KeptEvent(line, event_id, session_id, turn, _text(row, ("purpose",)), figures, total)
+        yield KeptEvent(line, event_id, session_id, turn, _name(row, ("purpose",)), figures, total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,3 +233,11 @@ def _text(row: Row, names: Sequence[str]) -> str | None:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
     return None
+
+
+def _name(row: Row, names: Sequence[str]) -> str | None:
+    """As `_text`, of what is only shown and compared: cut, and with a sign for what cannot be stored."""
+    said = _text(row, names)
+    if said is None or said.isprintable():
+        return said and said[:_LONGEST_NAME]
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in said[:_LONGEST_NAME])
