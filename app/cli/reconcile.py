@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,14 +65,15 @@ def reconcile(
         held = callbacks_held()
         if apply:
             _need_two_connections()
-        exports = Exports(provider_export, core_export)
-        async for difference in differences(exports, Scope(exam, since, until), Tolerance(tokens, share)):
-            applied = await _apply(difference, held=held) if apply else None
-            found[difference.kind.value] += 1
-            found["proposed"] += difference.proposal is not None
-            found["applied"] += bool(applied)
-            show = _as_json if as_json else _as_line
-            typer.echo(show(difference, applied))
+        exports, scope = Exports(provider_export, core_export), Scope(exam, since, until)
+        show = _as_json if as_json else _as_line
+        async with aclosing(differences(exports, scope, Tolerance(tokens, share))) as compared:
+            async for difference in compared:
+                applied = await _apply(difference, held=held) if apply else None
+                found[difference.kind.value] += 1
+                found["proposed"] += difference.proposal is not None
+                found["applied"] += bool(applied)
+                typer.echo(show(difference, applied))
 
     with_database(compare)
     proposed, applied = found.pop("proposed", 0), found.pop("applied", 0)

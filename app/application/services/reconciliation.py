@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ class Exports:
     core: Path | None = None
 
 
-async def differences(exports: Exports, scope: Scope, tolerance: Tolerance) -> AsyncIterator[Difference]:
+async def differences(exports: Exports, scope: Scope, tolerance: Tolerance) -> AsyncGenerator[Difference]:
     """Everything in which our ledger, the provider's export and Core's do not agree.
 
     Args:
