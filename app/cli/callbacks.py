@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from app.cli.console import LARGEST_ID, AsJson, Limit, is_text, no_such, print_json, with_database
+from app.core.errors import StartupError
 
 cli = typer.Typer(help="What Core was told, and what it still has to be told.", no_args_is_help=True)
 
@@ -68,19 +69,31 @@ def show_callback(event_id: Annotated[str, typer.Argument(help="Its webhook-id."
     with_database(show)
 
 
+def _taken_once(event_id: str) -> StartupError:
+    return StartupError(
+        f"{event_id} is a result, which Core takes once, and it has not failed.",
+        "`turnstone callbacks show` says where it stands; Core can read it from GET /api/callbacks/events.",
+    )
+
+
 @cli.command("replay")
 def replay_callback(event_ids: Annotated[list[str], typer.Argument(help="Their webhook-ids.")]) -> None:
     """Send callbacks once more, with all their tries; their ids stay the same. A running service delivers them."""
 
     async def replay() -> None:
+        from app.core.settings import load_settings
         from app.infrastructure.persistence.session import get_db_context
+        from app.infrastructure.profiles import PROFILES
         from app.infrastructure.repositories.callback_repository import CallbackRepository
 
+        once = PROFILES[load_settings().callbacks.profile].once
         for event_id in event_ids:
             async with get_db_context() as db:
-                callback = await CallbackRepository(db).replay(event_id) if is_text(event_id) else None
+                callbacks = CallbackRepository(db)
+                callback = await callbacks.replay(event_id, once=once) if is_text(event_id) else None
                 if callback is None:
-                    raise no_such("callback", event_id)
+                    there = is_text(event_id) and await callbacks.get(event_id) is not None
+                    raise _taken_once(event_id) if there else no_such("callback", event_id)
             typer.echo(f"{event_id}  {callback.status.value}")
 
     with_database(replay)

@@ -12,6 +12,7 @@ from standardwebhooks.webhooks import Webhook
 
 from app.core.http import parse_retry_after
 from app.core.settings import CallbackSettings
+from app.infrastructure.profiles import PROFILES, Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No answer: no connection, or none in time. ``reason`` is the kind of the fault."""
+    """No answer: no connection, or none in time. ``reason`` is the kind of the fault.
+
+    ``connected`` is off where there certainly was no connection, so that Core has not seen the event.
+    """
 
     reason: str
+    connected: bool = True
 
 
 class WebhookSender:
@@ -39,7 +44,8 @@ class WebhookSender:
 
     def __init__(self, settings: CallbackSettings) -> None:
         assert settings.url is not None, "there is somebody to tell"
-        self._url = settings.url
+        self._profile = PROFILES[settings.profile]
+        self._url = settings.url if settings.profile == "standard" else settings.url.rstrip("/")
         self._headers = {"content-type": "application/json", "user-agent": "turnstone"}
         if settings.api_key is not None:
             self._headers["x-api-key"] = settings.api_key.get_secret_value()
@@ -47,12 +53,20 @@ class WebhookSender:
         self._signer = Webhook(secret.get_secret_value()) if secret is not None else None
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout_s)
         self._client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            connector=aiohttp.TCPConnector(limit=0, force_close=not self._profile.keeps_connections),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
 
-    async def send(self, event_id: str, body: dict[str, Any]) -> Delivered | Refused | Unreachable:
+    def sends_once(self, kind: str) -> bool:
+        """Whether an event of this type must not be sent again where it may have arrived."""
+        return kind in self._profile.once
+
+    async def send(self, event_id: str, body: dict[str, Any]) -> Delivered | Refused | Unreachable | Skipped:
         """Make one try; every failure is a value."""
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        request = self._profile.request_for(body)
+        if isinstance(request, Skipped):
+            return request
+        data = json.dumps(request.body, ensure_ascii=False, separators=(",", ":"))
         now = datetime.now(UTC)
         headers = {
             **self._headers,
@@ -62,12 +76,15 @@ class WebhookSender:
         if self._signer is not None:
             headers["webhook-signature"] = self._signer.sign(event_id, now, data)
         try:
+            url = self._url + request.path
             async with self._client.post(
-                self._url, data=data.encode(), headers=headers, timeout=self._timeout, allow_redirects=False
+                url, data=data.encode(), headers=headers, timeout=self._timeout, allow_redirects=False
             ) as response:
                 if 200 <= response.status < 300:
                     return Delivered()
                 return Refused(response.status, parse_retry_after(response.headers.get("retry-after")))
+        except aiohttp.ClientConnectorError as error:
+            return Unreachable(type(error).__name__, connected=False)
         except TimeoutError:
             return Unreachable("timeout")
         except (aiohttp.ClientError, OSError) as error:

@@ -20,6 +20,7 @@ from app.core import metrics
 from app.core.settings import CallbackSettings
 from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.profiles import Skipped
 from app.infrastructure.repositories.callback_repository import (
     CallbackEvent,
     CallbackRepository,
@@ -49,6 +50,9 @@ _GIVE_UP_SOON = {400, 413, 422}
 _TRIES_UNTIL_SOON = 3
 _SAYS_WHEN = {429, 503}
 _ASKED_BEYOND_TRIES_S = 60.0
+_MAY_HAVE_ARRIVED = "; it may have arrived, so it is not sent again unless it is replayed"
+_SAYS_NOT_TAKEN = {500, 501, 503}
+"""Of the answers from 500 on: Core's own. The others are a gateway's, which may have passed the event on."""
 
 
 class CallbackRelay:
@@ -198,20 +202,40 @@ class CallbackRelay:
         for event in events:
             if self._stopping or self._worker() != lane.worker or (results and time.monotonic() - begun > _CLAIM_S):
                 break
-            result = await self._try(sender, event)
+            if sender.sends_once(event.type):
+                mine = await self._begin_only_try(event)
+                if mine is None:
+                    break
+                result = await self._try(sender, event) if mine else _lost_sight_of(event)
+            else:
+                result = await self._try(sender, event)
             results.append(result)
             if result.status is CallbackStatusEnum.PENDING:
                 break
         return results
 
+    async def _begin_only_try(self, event: CallbackEvent) -> bool | None:
+        """Write down, before it happens, that an event which must not arrive twice is sent.
+
+        Returns:
+            ``False`` where a try was begun before whose outcome nobody wrote; ``None`` where the database is away.
+        """
+        try:
+            async with get_db_context() as db:
+                return await CallbackRepository(db).begin_only_try(event.id)
+        except DATABASE_DOWN as error:
+            log.warning("callback_lane_waits_for_database", error=fault(error))
+            return None
+
     async def _try(self, sender: WebhookSender, event: CallbackEvent) -> TryResult:
         outcome = await sender.send(event.event_id, event.body())
         age_s = max((datetime.now(UTC) - event.occurred_at).total_seconds(), 0.0)
-        result = judge(outcome, event, self._settings.retry_delays_s, age_s)
+        once = sender.sends_once(event.type)
+        result = judge(outcome, event, self._settings.retry_delays_s, age_s, once=once)
         metrics.CALLBACK_TRIES.labels(type(outcome).__name__.lower()).inc()
-        if result.status is CallbackStatusEnum.DELIVERED:
+        if isinstance(outcome, Delivered):
             metrics.CALLBACK_LATENCY.observe(age_s)
-        else:
+        elif not isinstance(outcome, Skipped):
             log.warning(
                 "callback_not_delivered",
                 event_id=event.event_id,
@@ -224,7 +248,12 @@ class CallbackRelay:
 
 
 def judge(
-    outcome: Delivered | Refused | Unreachable, event: CallbackEvent, delays_s: Sequence[float], age_s: float
+    outcome: Delivered | Refused | Unreachable | Skipped,
+    event: CallbackEvent,
+    delays_s: Sequence[float],
+    age_s: float,
+    *,
+    once: bool = False,
 ) -> TryResult:
     """What a try's outcome means for the event: delivered, tried again after a delay, or given up.
 
@@ -236,11 +265,16 @@ def judge(
         event: as it was before it.
         delays_s: seconds before each further try.
         age_s: seconds since the event was recorded.
+        once: Core bears no second one, so what may have arrived is given up.
     """
     number = event.attempts + 1
+    if isinstance(outcome, Skipped):
+        return TryResult(event.id, number, CallbackStatusEnum.DELIVERED, f"not sent: {outcome.reason}")
     if isinstance(outcome, Delivered):
         return TryResult(event.id, number, CallbackStatusEnum.DELIVERED)
     reason = outcome.reason if isinstance(outcome, Unreachable) else f"HTTP {outcome.status}"
+    if once and _may_have_arrived(outcome):
+        return TryResult(event.id, number, CallbackStatusEnum.FAILED, reason + _MAY_HAVE_ARRIVED)
     status = outcome.status if isinstance(outcome, Refused) else None
     asked_for = outcome.retry_after_s if isinstance(outcome, Refused) and status in _SAYS_WHEN else None
     if status in _GIVE_UP_AT_ONCE or (status in _GIVE_UP_SOON and number >= _TRIES_UNTIL_SOON):
@@ -252,3 +286,17 @@ def judge(
     else:
         return TryResult(event.id, number, CallbackStatusEnum.FAILED, reason)
     return TryResult(event.id, number, CallbackStatusEnum.PENDING, reason, delay)
+
+
+def _may_have_arrived(outcome: Refused | Unreachable) -> bool:
+    """Whether Core may have taken an event although it was not heard to say so."""
+    if isinstance(outcome, Unreachable):
+        return outcome.connected
+    return outcome.status >= 500 and outcome.status not in _SAYS_NOT_TAKEN
+
+
+def _lost_sight_of(event: CallbackEvent) -> TryResult:
+    """The outcome of a try that a process had begun and did not live to write down."""
+    reason = "interrupted while it was sent" + _MAY_HAVE_ARRIVED
+    log.warning("callback_not_delivered", event_id=event.event_id, type=event.type, reason=reason)
+    return TryResult(event.id, event.attempts + 1, CallbackStatusEnum.FAILED, reason)

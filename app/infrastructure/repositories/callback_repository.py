@@ -98,6 +98,12 @@ _write_down = """
     SELECT (SELECT count(*) FROM told), (SELECT count(*) FROM removed) AS removed,
            set_config('synchronous_commit', 'off', true)
     """
+# The mark outlives a crash, so this one is committed to the disk. Every outcome that is written down removes it.
+_begin_only_try = """
+    UPDATE callbacks SET last_error = 'being sent'
+    WHERE id = %(id)s AND status = 'pending' AND last_error IS DISTINCT FROM 'being sent'
+    RETURNING id
+    """
 _release_lane = """
     UPDATE callback_lanes
     SET claimed_by = NULL, failing = %(failing)s, due_at = now() + make_interval(secs => %(delay_s)s)
@@ -256,6 +262,10 @@ class CallbackRepository:
             events[row.session_id].append(CallbackEvent(*row))
         return events
 
+    async def begin_only_try(self, callback_id: int) -> bool:
+        """Mark an event as being sent; ``False`` where it is marked, by somebody who never wrote the outcome."""
+        return bool(await self._db.run(_begin_only_try, {"id": callback_id}))
+
     async def write_down(self, lane: ClaimedLane, results: Sequence[TryResult]) -> None:
         """Note what became of a lane's tries, and end the claim.
 
@@ -289,14 +299,16 @@ class CallbackRepository:
         [released] = await self._db.run(_release_held, {})
         return int(released.events)
 
-    async def replay(self, event_id: str) -> Callback | None:
+    async def replay(self, event_id: str, *, once: Collection[str] = ()) -> Callback | None:
         """Send an event once more with all its tries, whatever became of it; keeps its id and its number.
 
-        What is held stays so: it goes out as soon as there is somebody to send it to.
+        What is held stays so: it goes out as soon as there is somebody to send it to. Of the types ``once``, which Core
+        takes a single time, only failed ones are sent; ``None`` for the others, as where there is no such event.
         """
         statement = (
             update(Callback)
             .where(Callback.event_id == event_id)
+            .where(Callback.type.not_in(once) | (Callback.status == CallbackStatusEnum.FAILED))
             .values(
                 status=case((_is_held, Callback.status), else_=_PENDING),
                 attempts=0,

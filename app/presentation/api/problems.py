@@ -31,6 +31,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.SESSION_ENDED: 409,
     ErrorCode.TURN_IN_PROGRESS: 409,
     ErrorCode.TURN_ID_CONFLICT: 409,
+    ErrorCode.NOT_REPLAYABLE: 409,
     ErrorCode.EXAM_CLOSED: 409,
     ErrorCode.BUDGET_EXHAUSTED: 409,
     ErrorCode.RATE_LIMITED: 429,
@@ -40,13 +41,14 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.LLM_TIMEOUT: 504,
     ErrorCode.INTERRUPTED: 503,
     ErrorCode.INTERNAL: 500,
+    ErrorCode.NOT_IMPLEMENTED: 501,
 }
 """HTTP status of each code."""
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": "A problem"} for status in sorted(set(STATUS.values()))
+    status: {"model": Problem, "description": "A problem"} for status in sorted(set(STATUS.values()) - {501})
 }
-"""What any route may answer besides its result."""
+"""What any route may answer besides its result; what is not there yet says so itself."""
 
 _INTERNAL = TurnstoneError(ErrorCode.INTERNAL, "Something went wrong on our side; try again.")
 _OF_STATUS = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.NOT_FOUND, 413: ErrorCode.MESSAGE_TOO_LARGE}
