@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.presentation.schemas.bodies import PositiveId, Text
+from app.presentation.schemas.bodies import PositiveId, Said, Text
 
 _BIGGEST_ID = 2**63 - 1
 
@@ -29,8 +29,8 @@ class MessageOfCore(_Asked):
     sessionId: PositiveId | None = None  # noqa: N815
     participantId: PositiveId  # noqa: N815
     turnId: MessageNumber  # noqa: N815
-    role: Annotated[str, StringConstraints(max_length=20)]
-    content: Text
+    role: Annotated[str, StringConstraints(max_length=20), Field(json_schema_extra={"pattern": "^(USER|user)$"})]
+    content: Said
     context: dict[str, Any] | None = None
 
     @property
