@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import BasicAuth
 
 from app.core.errors import StartupError
 from app.core.settings import Settings, load_settings
@@ -28,7 +29,7 @@ SECRETS = {
     "TURNSTONE_REDIS__URL": "redis://:hidden-2@redis.invalid/0",
     "TURNSTONE_LLM__BASE_URL": "https://user:hidden-3@llm.invalid/v1?key=hidden-4",
     "TURNSTONE_LLM__API_KEY": "hidden-5",
-    "TURNSTONE_CALLBACKS__URL": "https://core.invalid/callbacks?token=hidden-6",
+    "TURNSTONE_CALLBACKS__URL": "https://user:hidden@core.invalid/callbacks?token=hidden-6",
     "TURNSTONE_CALLBACKS__API_KEY": "hidden-7",
     "TURNSTONE_CALLBACKS__SIGNING_SECRET": "whsec_aGlkZGVuLTgtaGlkZGVuLTgtaGlkZGVuLTg=",
     "TURNSTONE_AUTH__MODE": "token",
@@ -53,9 +54,8 @@ def shows_a_secret(text: str) -> bool:
         ("file:///etc/passwd", "must start with http:// or https://"),
         ("https://", "names no host"),
         ("https:///callbacks", "names no host"),
+        ("https://user:hidden@", "names no host"),
         ("https://core.example:port/", "cannot be read"),
-        ("https://user:hidden@core.example/", "take them out"),
-        ("https://hidden@core.example/", "TURNSTONE_CALLBACKS__API_KEY"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused_with_what_to_do(
@@ -85,6 +85,15 @@ def test_a_profile_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TURNSTONE_CALLBACKS__PROFILE", "vibe")
     with pytest.raises(StartupError, match="TURNSTONE_CALLBACKS__PROFILE: must be 'standard' or 'vibecode'"):
         load_settings()
+
+
+async def test_a_user_and_a_password_are_sent_as_such_and_not_as_part_of_the_address(core: FakeCore) -> None:
+    url = core.callback_url.replace("http://", "http://worker:hidden@")
+    sender = WebhookSender(settings_for(url))
+    assert await sender.send("evt_1", BODY) == Delivered()
+    await sender.close()
+    assert core.deliveries[0].headers["authorization"] == BasicAuth("worker", "hidden").encode()
+    assert "hidden" not in core.deliveries[0].headers["host"]
 
 
 async def test_the_name_of_core_is_looked_up_for_a_connection_and_not_in_between(

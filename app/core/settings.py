@@ -64,15 +64,6 @@ def _url_with_scheme(*schemes: str, needs_host: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _without_userinfo(url: str) -> str:
-    if "@" in urlsplit(url).netloc:
-        raise ValueError(
-            "holds a user or a password, which would be shown and logged like any address; take them out "
-            "(TURNSTONE_CALLBACKS__API_KEY is sent as X-API-Key)"
-        )
-    return url
-
-
 def _check_key(key: SecretStr) -> SecretStr:
     """A key travels in a header, where a line break, such as a file's last one, cannot."""
     value = key.get_secret_value()
@@ -108,7 +99,6 @@ def _read_list(example: str) -> BeforeValidator:
 
 
 HttpUrl = Annotated[str, _url_with_scheme("http", "https", needs_host=True)]
-CoreUrl = Annotated[HttpUrl, AfterValidator(_without_userinfo)]
 PostgresUrl = Annotated[str, _url_with_scheme("postgresql", "postgres")]
 RedisUrl = Annotated[str, _url_with_scheme("redis", "rediss", "unix")]
 Key = Annotated[SecretStr, AfterValidator(_check_key)]
@@ -155,7 +145,7 @@ class CallbackSettings(_Section):
     """Where and how Core is told. With the profile ``vibecode`` paths are appended to ``url``."""
 
     profile: Literal["standard", "vibecode"] = "standard"
-    url: CoreUrl | None = Field(None, repr=False)
+    url: HttpUrl | None = Field(None, repr=False)
     api_key: Key | None = None
     signing_secret: SigningSecret | None = None
     retry_delays_s: Annotated[tuple[Delay, ...], _read_list("[1, 2, 4]"), NoDecode] = (
