@@ -67,6 +67,7 @@ class Delivery:
     signature: bool | None
     status: int | None = None
     ended_at: float | None = None
+    path: str = "/callbacks"
 
     @property
     def id(self) -> str | None:
@@ -177,13 +178,14 @@ class FakeCore(AppThread):
     def _application(self) -> web.Application:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/callbacks", self._receive)
+        app.router.add_post("/api/{path:.*}", self._receive)
         return app
 
     async def _receive(self, request: web.Request) -> web.Response:
         at = time.monotonic()
         raw = await request.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
-        delivery = Delivery(headers, raw, _parse(raw), at, self._verify(raw, headers))
+        delivery = Delivery(headers, raw, _parse(raw), at, self._verify(raw, headers), path=request.path)
         self.deliveries.add(delivery)
         answer = self._choose(delivery)
         try:

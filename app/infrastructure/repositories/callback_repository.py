@@ -92,7 +92,10 @@ class CallbackEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackFilter:
-    """Which events: those that fit all that is set. ``since`` is included, ``until`` is not."""
+    """Which events: those that fit all that is set. ``since`` is included, ``until`` is not.
+
+    Of the types ``once`` only failed ones; see `CallbackRepository.replay`.
+    """
 
     status: CallbackStatusEnum | None = None
     kind: str | None = None
@@ -100,11 +103,12 @@ class CallbackFilter:
     exam_id: int | None = None
     since: datetime | None = None
     until: datetime | None = None
+    once: frozenset[str] = frozenset()
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """What to ask of a statement on callbacks."""
         of_exam = select(PromptSession.id).where(PromptSession.exam_id == self.exam_id)
-        conditions: list[ColumnElement[bool]] = []
+        conditions: list[ColumnElement[bool]] = [_replayable(self.once)] if self.once else []
         if self.status is not None:
             conditions.append(Callback.status == self.status)
         if self.kind is not None:
@@ -131,6 +135,10 @@ _once_more = update(Callback).values(
 )
 
 
+def _replayable(once: Collection[str]) -> ColumnElement[bool]:
+    return Callback.type.not_in(once) | (Callback.status == CallbackStatusEnum.FAILED)
+
+
 class CallbackRepository:
     """Reads and writes callbacks within the transaction at hand."""
 
@@ -154,12 +162,14 @@ class CallbackRepository:
         }
         return bool(await self._db.run(_record, values))
 
-    async def replay(self, event_id: str) -> Callback | None:
+    async def replay(self, event_id: str, *, once: Collection[str] = ()) -> Callback | None:
         """Send an event once more with all its tries, whatever became of it; keeps its id and its number.
 
-        What is held stays so: it goes out as soon as there is somebody to send it to.
+        What is held stays so: it goes out as soon as there is somebody to send it to. Of the types ``once``, which Core
+        takes a single time, only failed ones are sent; ``None`` for the others, as where there is no such event.
         """
-        callback = (await self._db.scalars(_once_more.where(Callback.event_id == event_id).returning(Callback))).first()
+        statement = _once_more.where(Callback.event_id == event_id, _replayable(once)).returning(Callback)
+        callback = (await self._db.scalars(statement)).first()
         if callback is not None and callback.status is _PENDING:
             await self._wake([callback.session_id])
         return callback

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, func, or_, select
 
 from app.domain.conversation import FinishReason, TurnStatus, Usage
 from app.infrastructure.persistence.bell import CANCELS
@@ -271,6 +271,12 @@ class TurnRepository:
         )
         rows = await self._db.execute(statement)
         return {row.turn: int(row.client_turn_id) if row.turn_id_is_int else row.client_turn_id for row in rows}
+
+    async def tokens_until(self, session_id: int, turn: int) -> int:
+        """Tokens used by the session's turns up to and with this one, prompts and answers."""
+        used = func.coalesce(func.sum(PromptTurn.prompt_tokens + PromptTurn.completion_tokens), 0)
+        statement = select(used).where(PromptTurn.session_id == session_id, PromptTurn.turn <= turn)
+        return int((await self._db.execute(statement)).scalar_one())
 
     async def running_of(self, owner: int) -> Sequence[int]:
         """Keys of the owner's running turns."""
