@@ -42,7 +42,7 @@ def test_a_short_run_breaks_no_promise() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_core_knows_all_by_push_and_by_the_feed_after_an_outage_random_faults_and_kills_of_the_worker() -> None:
-    tested = run("--only", "callbacks", "--events", "300", "--kills", "3", "--hour", "1.5", "--seed", "3")
+    tested = run("--only", "callbacks", "--events", "300", "--kills", "3", "--hour", "4", "--seed", "3")
     assert len(tested) == 12
     assert all(count >= 3 for count in tested.values()), tested
     for way in ("push", "feed"):

@@ -46,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     callbacks.add_argument("--events", type=int, default=5000, help="events recorded, at least (5000)")
     callbacks.add_argument("--kills", type=int, default=20, help="kill -9 of the worker (20)")
-    callbacks.add_argument("--hour", type=float, default=12.0, help="seconds that stand for the hour without Core (12)")
+    callbacks.add_argument(
+        "--hour",
+        type=float,
+        default=12.0,
+        help="seconds that stand for the hour without Core, in which four kills fall (12)",
+    )
     return parser
 
 

@@ -35,7 +35,7 @@ CHAOS = {"500": 0.08, "503=0.2": 0.04, "hang": 0.03, "reset": 0.06, "lost-answer
 SECRET = "whsec_dG9ydHVyZS10b3J0dXJlLXRvcnR1cmU="
 _ANSWERS = {"plain": 9.0, "broken": 0.5, "refused": 0.5}
 _SESSIONS = 40
-_KILL_EVERY_S = 3.0
+_KILLS_AN_HOUR = 4
 _LONGEST_DELAY_S = 1.0
 _TRIES = 300
 _AN_HOUR_S = 3600.0
@@ -164,7 +164,8 @@ class _Run:
         self._enough = asyncio.Event()
         self._killed = asyncio.Event()
         self._feed = FeedReader(scene.processes["serve"].url, random.Random(f"{options.seed}/feed"))
-        turns_per_s = options.events / 2 / max(options.kills * _KILL_EVERY_S, 1.0)
+        self._kill_every_s = options.hour / _KILLS_AN_HOUR
+        turns_per_s = options.events / 2 / max(options.kills * self._kill_every_s, 1.0)
         self._pause_s = _SESSIONS / turns_per_s
 
     async def run(self) -> list[Finding]:
@@ -233,7 +234,7 @@ class _Run:
     async def _kill(self) -> None:
         chance = random.Random(f"{self._options.seed}/kills")
         for number in range(self._options.kills):
-            await asyncio.sleep(chance.uniform(0.2, 1.8) * _KILL_EVERY_S)
+            await asyncio.sleep(chance.uniform(0.2, 1.8) * self._kill_every_s)
             sending = await until(self._scene.sending, every_s=chance.uniform(0.0, 0.02), timeout_s=1.0)
             await asyncio.to_thread(self._scene.kill, "worker")
             self._met.kills += 1
