@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -168,18 +168,6 @@ async def serve(app: FastAPI, settings: Settings, listener: socket.socket, stopp
     server = Server(app, settings)
     stopping.call(server, settings.shutdown_grace_s)
     await server.serve(sockets=[listener])
-
-
-@asynccontextmanager
-async def serving(app: FastAPI, settings: Settings, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve for as long as the block lasts, whatever signals say."""
-    server = Server(app, settings)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
 
 
 class Stopping:

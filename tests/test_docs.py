@@ -19,13 +19,14 @@ import pytest
 import yaml
 
 from app.core.settings import Settings
+from app.fake_core.chaos import WORDS, Chaos
 from app.infrastructure.profiles import PROFILES, CoreRequest
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import ChatClient, Command, connect, environment, new_pair
 from tests.support.core import Delivery, FakeCore
 from tests.support.provider import Provider, Script
-from tests.support.service import Service
+from tests.support.service import Service, running
 from tests.test_profiles import SCORES
 
 ROOT = Path(__file__).parents[1]
@@ -350,6 +351,22 @@ async def test_commands_of_the_usage_page_work(
     await core.reaches(5)
     export(core.events())
     assert await ends(last, 0) == "no difference\n"
+
+
+def test_the_fake_core_of_the_operations_page_starts_and_its_words_are_all_told(tmp_path: Path) -> None:
+    [example] = blocks("docs/operations.md", "sh core")
+    program, *arguments = shlex.split(example)
+    assert program == "turnstone"
+    with running(Command(*arguments, "--port", "0", env={}, cwd=tmp_path)) as core:
+        core.wait_for_line("http://127.0.0.1:")
+    assert (tmp_path / "core.jsonl").exists()
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    told = re.findall(r"`([a-z-]+|\d{3})(?:=\d+)?:0\.1`", page[page.index("## A Core to try it with") :])
+    assert {word for word in told if not word.isdigit()} == set(WORDS) - {"NNN"}
+    for word in set(told):
+        Chaos(f"{word}:0.1")
+    for phases in re.findall(r"`(down \d+s then [^`]+)`", page):
+        Chaos(phases)
 
 
 def test_metrics_of_the_operations_page_exist(service: Service) -> None:
