@@ -293,7 +293,7 @@ class EvalService:
                 stored = await turns.stored_text(current)
                 return AttachedTurn(started, TurnLog.restored(stored.content, stored.lengths, ending), fresh=False)
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
-        return AttachedTurn(started, self._tails.follow(ref), fresh=False)
+        return AttachedTurn(started, await self._tails.follow(ref), fresh=False)
 
 
 async def _session_of_pair(sessions: SessionRepository, pair: tuple[int, int], spec_id: int | None) -> PromptSession:
