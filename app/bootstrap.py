@@ -42,6 +42,7 @@ Say = Callable[[str], None]
 
 _SWEEP_INTERVAL_S = 10.0
 _JOB_PAUSE_S = 1.0
+_GIVE_BACK_S = 3.0
 
 
 def silent(_line: str) -> None:
@@ -81,7 +82,8 @@ async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterat
             embedded = await asyncio.to_thread(EmbeddedPostgres.open, settings.data_dir)
             stack.push_async_callback(asyncio.to_thread, embedded.close)
             url = embedded.url
-        database = Database(url, pool_size=settings.database.pool_size, timeout_s=settings.database.timeout_s)
+        limits = settings.database
+        database = Database(url, pool_size=limits.pool_size, timeout_s=limits.timeout_s, statement_s=limits.statement_s)
         stack.push_async_callback(database.close)
         await _prepare_tables(database, settings.database, say)
         bind(database)
@@ -197,7 +199,8 @@ async def _take_lease(stack: AsyncExitStack, lease: Lease, recovery: Recovery) -
 
 async def _give_back(lease: Lease) -> None:
     try:
-        await lease.give_back()
+        async with asyncio.timeout(_GIVE_BACK_S):
+            await lease.give_back()
     except DATABASE_DOWN:
         log.warning("lease_not_given_back")  # it runs out by itself
 

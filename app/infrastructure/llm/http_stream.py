@@ -195,6 +195,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[bool] | None = None
+        self._complete = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
     def exchange(self, request: bytes, answer: Answer) -> asyncio.Future[bool]:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import psycopg
 import structlog
 
+from app.infrastructure.persistence.connection import BoundedConnection
+
 log = structlog.get_logger()
 
 _CHANNEL = "turnstone_callbacks"
@@ -38,7 +40,7 @@ class Bell:
         """Pass on what is rung, until cancelled."""
         while True:
             try:
-                async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
+                async with await BoundedConnection.connect(self._dsn, autocommit=True) as connection:
                     while True:
                         await self._rung.wait()
                         self._rung.clear()
