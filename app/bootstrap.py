@@ -137,8 +137,10 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator[None]:
+async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator[CallbackRelay]:
     """Open what background jobs need, and run them: callbacks are delivered, and turns of dead processes settled.
+
+    Yields who delivers.
 
     Raises:
         StartupError: something cannot be used, and what to do about it.
@@ -155,7 +157,7 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
         lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=lambda _: None)
         await _take_lease(stack, lease, recovery)
         _run(stack, lease.run, lambda: _sweep_forever(recovery), relay.run, lambda: bell.listen_forever(relay.wake))
-        yield
+        yield relay
 
 
 async def _start_service(
