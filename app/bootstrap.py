@@ -43,6 +43,8 @@ Say = Callable[[str], None]
 _SWEEP_INTERVAL_S = 10.0
 _JOB_PAUSE_S = 1.0
 _GIVE_BACK_S = 3.0
+_LOOK_AFTER_POSTGRES_S = 1.0
+_LONGEST_PAUSE_S = 30.0
 
 
 def silent(_line: str) -> None:
@@ -81,6 +83,7 @@ async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterat
             say("starting the embedded PostgreSQL")
             embedded = await asyncio.to_thread(EmbeddedPostgres.open, settings.data_dir)
             stack.push_async_callback(asyncio.to_thread, embedded.close)
+            _run(stack, lambda: _keep_running(embedded))
             url = embedded.url
         limits = settings.database
         database = Database(url, pool_size=limits.pool_size, timeout_s=limits.timeout_s, statement_s=limits.statement_s)
@@ -88,6 +91,20 @@ async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterat
         await _prepare_tables(database, settings.database, say)
         bind(database)
         yield database
+
+
+async def _keep_running(postgres: EmbeddedPostgres) -> None:
+    """Start the embedded server again whenever it has died under us."""
+    pause = _LOOK_AFTER_POSTGRES_S
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            if await asyncio.to_thread(postgres.revive):
+                log.warning("postgres_had_died_and_runs_again")
+            pause = _LOOK_AFTER_POSTGRES_S
+        except StartupError as error:
+            log.error("postgres_has_died", problem=error.problem, remedy=error.remedy)
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
 
 
 async def _prepare_tables(database: Database, settings: DatabaseSettings, say: Say) -> None:
