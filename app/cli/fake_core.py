@@ -91,7 +91,7 @@ def fake_core_command(
             except StartupError as error:
                 raise StartupError(error.problem, "End it, or choose another port with --port.") from None
             async with serving(core.application(), listener):
-                stopping.wait_instead()
+                stopping.wait_instead(hurry=lambda: None)
                 if core.ledger.taken:
                     say(f"{core.ledger.taken} events were taken before")
                 say(f"Core listens on http://127.0.0.1:{listener.getsockname()[1]}{PATH} ; Ctrl-C ends it")

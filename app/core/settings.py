@@ -120,6 +120,9 @@ class DatabaseSettings(_Section):
     url: PostgresUrl | None = Field(None, repr=False)
     pool_size: int = Field(10, ge=1, le=200, description="connections one process holds at most")
     timeout_s: Seconds = Field(5.0, description="longest wait for a connection")
+    statement_s: Seconds = Field(
+        30.0, description="longest time for one statement; migrations and commands have no limit"
+    )
     migrate: bool = Field(True, description="run missing migrations at start")
 
 

@@ -71,10 +71,18 @@ class CallbackRelay:
         self._circuit = Circuit(settings.retry_delays_s)
         self._ahead: set[ClaimedLane] = set()
         self._stopping = False
+        self._patience_s = settings.timeout_s
 
     def wake(self) -> None:
         """Something was committed: look now."""
         self._woken.set()
+
+    def hurry(self) -> None:
+        """At the end wait for no POST: what becomes of those under way is lost, and their events are sent again."""
+        self._patience_s = 0.0
+        if self._stopping:
+            for task in self._lanes:
+                task.cancel()
 
     async def run(self) -> None:
         """Deliver until cancelled. POSTs under way are waited for, so that their outcome is written."""
@@ -87,7 +95,7 @@ class CallbackRelay:
         finally:
             self._stopping = True
             if self._lanes:
-                await asyncio.wait(self._lanes, timeout=self._settings.timeout_s)
+                await asyncio.wait(self._lanes, timeout=self._patience_s)
             for task in self._lanes:
                 task.cancel()  # the database is away: what these lanes have sent will be sent again
             await sender.close()
