@@ -22,6 +22,7 @@ import uvloop
 from app.core.errors import StartupError
 from bench.callbacks import telling
 from bench.client import calm_collector
+from bench.elsewhere import cancelling_elsewhere
 from bench.first_token import first_token
 from bench.memory import memory
 from bench.plan import QUICK, Plan, say
@@ -41,6 +42,7 @@ PARTS: Mapping[str, Measure] = {
     "turns": throughput,
     "callbacks": telling,
     "cancel": cancelling,
+    "elsewhere": cancelling_elsewhere,
     "soak": soak,
 }
 ON_DEMAND = {"soak"}

@@ -135,6 +135,8 @@ GOALS = (
     ),
     Goal("cancel", "cancel → provider closed, p50", "ms", lambda f: f["provider_closed"]["p50_ms"]),
     Goal("cancel", "… p99", "ms", lambda f: f["provider_closed"]["p99_ms"], must=250),
+    Goal("elsewhere", "cancel on another process → closed, p99", "ms", lambda f: f["redis_up"]["p99_ms"], must=500),
+    Goal("elsewhere", "… while Redis is away, p99", "ms", lambda f: f["redis_down"]["p99_ms"], must=500),
     Goal(
         "soak", "memory after minutes of turns", "MB", lambda f: f["end_mb"],
         compared=lambda f: f"after the warm-up {f['warm_mb']:.1f}",
