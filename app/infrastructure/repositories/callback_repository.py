@@ -14,14 +14,18 @@ from app.core.ids import new_event_id
 from app.infrastructure.persistence.models import Callback, CallbackAttempt, CallbackStatusEnum, PromptSession
 from app.infrastructure.persistence.session import Transaction, get_db_context
 
+# A transaction has its number before it waits for the session's row, and whoever was let in before it may have a larger
+# one. So the feed's place is never smaller than that of the session's last event.
 _record = """
     WITH numbered AS (
-        UPDATE prompt_sessions SET callback_seq = callback_seq + %(count)s::int WHERE id = %(session_id)s
-        RETURNING id, callback_seq - %(count)s::int AS before
+        UPDATE prompt_sessions SET callback_seq = callback_seq + %(count)s::int,
+            feed_place = greatest(feed_place, ((pg_current_xact_id())::text)::bigint)
+        WHERE id = %(session_id)s
+        RETURNING id, callback_seq - %(count)s::int AS before, feed_place
     ), recorded AS (
-        INSERT INTO callbacks (event_id, session_id, callback_seq, type, payload, status, next_try_at)
+        INSERT INTO callbacks (event_id, session_id, callback_seq, type, payload, status, next_try_at, recorded_in)
         SELECT event.event_id, numbered.id, numbered.before + event.place, event.type, event.payload,
-               %(status)s::text, CASE WHEN %(status)s::text = 'pending' THEN now() END
+               %(status)s::text, CASE WHEN %(status)s::text = 'pending' THEN now() END, numbered.feed_place
         FROM numbered, unnest(%(event_ids)s::text[], %(types)s::text[], %(payloads)s::jsonb[])
                        WITH ORDINALITY AS event(event_id, type, payload, place)
         ORDER BY event.place
