@@ -23,7 +23,9 @@ from tests.support.provider import Provider, Script
 from tests.support.service import Service
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "judge_bench/data/README.md", *(ROOT / "docs").rglob("*.md")]
+)
 
 
 def blocks(page: str, info: str) -> list[str]:
@@ -54,7 +56,9 @@ def test_files_named_in_the_architecture_exist() -> None:
     table = page[page.index("## From symptom to file") :]
     named = re.findall(r"`([a-z_/]+\.(?:py|js))`", table)
     assert len(named) > 20
-    files = [str(path) for folder in ("app", "tests", "torture") for path in (ROOT / folder).rglob("*.*")]
+    files = [
+        str(path) for folder in ("app", "tests", "torture", "judge_bench") for path in (ROOT / folder).rglob("*.*")
+    ]
     for name in named:
         assert any(path.endswith(f"/{name}") for path in files), name
 
