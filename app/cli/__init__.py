@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import typer
 
-from app.cli import callbacks, running, sessions
+from app.cli import callbacks, rubric, running, sessions
 from app.cli.console import database_down, fail
 from app.core.errors import StartupError
 
@@ -21,6 +21,7 @@ cli = typer.Typer(
 cli.add_typer(running.cli)
 cli.add_typer(callbacks.cli, name="callbacks")
 cli.add_typer(sessions.cli, name="sessions")
+cli.add_typer(rubric.cli, name="rubric")
 
 
 def main() -> None:
