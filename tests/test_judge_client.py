@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from pydantic import SecretStr
 
 from app.core.errors import ErrorCode, ModelError, StartupError
 from app.core.settings import JudgeSettings, load_settings
-from app.domain.judging import JudgeClient, build_request, judge_turn, read_answer
-from app.domain.scoring import Score, Unscored
+from app.domain.judging import JudgeClient, UnreadableAnswerError, build_request, judge_turn, read_answer
+from app.domain.scoring import Unscored
+from app.infrastructure.llm.gbnf import grammar
 from app.infrastructure.llm.judge_client import open_judge
 from tests.support.judging import answer, task
 
@@ -206,8 +207,19 @@ async def test_the_local_model_holds_to_the_schema(tmp_path: Path, stack: AsyncE
     settings = load_settings(data_dir=tmp_path, judge=JudgeSettings(timeout_s=110))
     judge = await open_judge(settings, "local", stack)
     got = await judge.complete(build_request(TASK, model=judge.model, sample=0))
-    assert set(json.loads(got.raw)) == {"intent", "criteria", "advice"}  # what it says is worth nothing, its form holds
+    said = json.loads(got.raw)  # what it says is worth nothing, its form holds
+    assert set(said) == {"intent", "criteria", "advice"}
+    assert all(1 <= mark["score"] <= 5 for mark in said["criteria"].values())
+    assert len(said["criteria"]) == 4
     assert got.usage is not None
-    judged = await judge_turn(judge, TASK)
-    assert isinstance(judged.verdict, Score | Unscored)
-    assert judged.calls
+    with suppress(UnreadableAnswerError):  # it quotes what nobody wrote
+        read_answer(got.raw, TASK)
+
+
+def test_a_grammar_is_made_of_what_our_schemas_are_made_of_and_of_nothing_else() -> None:
+    closed = {"type": "object", "properties": {'a"b': {"enum": [1, "x"]}, "c": {"type": "string"}}}
+    root, text = grammar(closed, longest_text=9).splitlines()
+    assert root == r'root ::= "{" "\"a\\\"b\": " ("1" | "\"x\"") ", " "\"c\": " text "}"'
+    assert text.endswith('{1,9} "\\""')
+    with pytest.raises(ValueError, match="integer"):
+        grammar({"type": "integer"}, longest_text=9)

@@ -19,6 +19,7 @@ from app.core.settings import JudgeSettings, Settings
 from app.domain.conversation import Usage
 from app.domain.judging import JudgeAnswer, JudgeClient, JudgeRequest
 from app.infrastructure.llm.figures import reported
+from app.infrastructure.llm.gbnf import grammar
 from app.infrastructure.llm.local_model import MODEL_NAME, LocalModel
 from app.infrastructure.llm.openai_client import OPENAI_URL
 from app.infrastructure.llm.sse import error_for_status, malformed, read_usage
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _LARGEST_BODY: Final = 1024 * 1024
 _CONNECT_S: Final = 10.0
 _SCHEMA_NAME: Final = "judgement"
+_LOCAL_TEXT: Final = 120
+"""Characters; see `app.infrastructure.llm.gbnf`."""
 
 
 async def open_judge(
@@ -53,7 +56,7 @@ async def open_judge(
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             local = await LocalModel.start(log_path=settings.data_dir / "local-judge.log")
             stack.push_async_callback(local.close)
-        client = OpenAIJudge("local", MODEL_NAME, local.base_url, None, judge)
+        client = OpenAIJudge("local", MODEL_NAME, local.base_url, None, judge, by_grammar=True)
     elif not (provider and name):
         raise StartupError(
             f"The judge's model {model!r} is not a model's name.",
@@ -82,10 +85,18 @@ class OpenAIJudge:
         base_url: the endpoint, up to and with ``/v1``.
         api_key: sent as a bearer token.
         settings: time limit, calls at once and cap of one answer.
+        by_grammar: bind the answer by a grammar, as llama.cpp's server takes it, and not by the schema.
     """
 
     def __init__(
-        self, model: str, model_at_provider: str, base_url: str, api_key: str | None, settings: JudgeSettings
+        self,
+        model: str,
+        model_at_provider: str,
+        base_url: str,
+        api_key: str | None,
+        settings: JudgeSettings,
+        *,
+        by_grammar: bool = False,
     ) -> None:
         self._model = model
         self._model_at_provider = model_at_provider
@@ -93,6 +104,7 @@ class OpenAIJudge:
         self._limit_field = "max_completion_tokens" if base_url.startswith(OPENAI_URL) else "max_tokens"
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._settings = settings
+        self._by_grammar = by_grammar
         self._free = asyncio.Semaphore(settings.concurrency)
         self._http: aiohttp.ClientSession | None = None
 
@@ -122,11 +134,14 @@ class OpenAIJudge:
             "temperature": request.parameters["temperature"],
             "seed": request.parameters["seed"],
             self._limit_field: _cap(request, self._settings),
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": _SCHEMA_NAME, "strict": True, "schema": request.schema},
-            },
+            **self._form(request),
         }
+
+    def _form(self, request: JudgeRequest) -> dict[str, Any]:
+        if self._by_grammar:
+            return {"grammar": grammar(request.schema, longest_text=_LOCAL_TEXT)}
+        schema = {"name": _SCHEMA_NAME, "strict": True, "schema": request.schema}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     async def _post(self, body: bytes) -> bytes:
         if self._http is None:
