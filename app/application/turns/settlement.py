@@ -6,14 +6,12 @@ from app.application.services.callback_service import CallbackService
 from app.application.turns.ending import FinalTurn, sum_usage
 from app.application.turns.running import TurnRef
 from app.core import metrics
-from app.domain.conversation import FinishReason, TurnStatus
+from app.domain.conversation import TurnStatus
 from app.infrastructure.persistence.models import PromptRoleEnum
 from app.infrastructure.persistence.session import get_db_context
+from app.infrastructure.repositories.evaluation_repository import JUDGED_ENDINGS
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import JudgedBy, TurnRepository
-
-_JUDGED = {FinishReason.STOP, FinishReason.LENGTH, FinishReason.REFUSED}
-"""Ends of a turn after which its prompt is judged: it was answered, or the guard stood in its way."""
 
 
 class NotOursError(Exception):
@@ -44,7 +42,7 @@ async def settle(
             ref.owner,
             final.row,
             final.calls,
-            judged_by=judged_by if final.row.finish_reason in _JUDGED else None,
+            judged_by=judged_by if final.row.finish_reason in JUDGED_ENDINGS else None,
             after_fencing=after_fencing,
         ):
             raise NotOursError

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select, tuple_, update
 from sqlalchemy.orm import aliased
 
+from app.domain.conversation import FinishReason
 from app.infrastructure.persistence.models import (
     EvaluationRun,
     EvaluationTypeEnum,
@@ -27,6 +28,23 @@ from app.infrastructure.persistence.session import Transaction
 _DONE = EvaluationRun.status == RunStatusEnum.DONE
 _WAITING = EvaluationRun.status == RunStatusEnum.WAITING
 _SCORE = EvaluationRun.result["score"]
+JUDGED_ENDINGS = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REFUSED)
+"""Ends of a turn after which its prompt is judged: it was answered, or the guard stood in its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunBasis:
+    """What a run is judged by: hashes of documents; in ``settings`` the ``model`` and ``samples``, where they are set."""
+
+    rubric: str | None
+    prompt: str | None
+    policy: str | None
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: EvaluationRun) -> RunBasis:
+        """A run's."""
+        return cls(run.rubric_hash, run.prompt_hash, run.policy_hash, run.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +99,23 @@ class EvaluationRepository:
         highest = func.greatest(func.coalesce(runs.scalar_subquery(), 0), func.coalesce(overrides.scalar_subquery(), 0))
         return int((await self._db.execute(select(highest))).scalar_one()) + 1
 
-    async def add_run(self, like: EvaluationRun, **changes: Any) -> EvaluationRun:
-        """Record a further run of the same turn, to be made; by the same documents, but for ``changes``."""
+    async def add_run(
+        self, session_id: int, turn: int, judged_by: RunBasis, *, cause: str, batch: str, asked_by: str | None
+    ) -> EvaluationRun:
+        """Record a further run of a turn, to be made, and to be published by whoever looks at it then."""
         values = {
-            "session_id": like.session_id,
-            "turn": like.turn,
-            "revision": await self.next_revision(like.session_id, like.turn),
+            "session_id": session_id,
+            "turn": turn,
+            "revision": await self.next_revision(session_id, turn),
             "status": RunStatusEnum.WAITING,
-            "rubric_hash": like.rubric_hash,
-            "prompt_hash": like.prompt_hash,
-            "policy_hash": like.policy_hash,
-            "settings": like.settings,
-            **changes,
+            "cause": cause,
+            "batch": batch,
+            "asked_by": asked_by,
+            "published": False,
+            "rubric_hash": judged_by.rubric,
+            "prompt_hash": judged_by.prompt,
+            "policy_hash": judged_by.policy,
+            "settings": judged_by.settings,
         }
         return (await self._db.scalars(insert(EvaluationRun).returning(EvaluationRun), [values])).one()
 
@@ -134,22 +157,21 @@ class EvaluationRepository:
         }
         await self._db.execute(insert(PromptEvaluation), [values])
 
-    async def turns_with_runs(
+    async def judgeable_turns(
         self, exam_id: int | None, session_id: int | None, *, after: tuple[int, int] = (0, 0), limit: int = 200
-    ) -> Sequence[EvaluationRun]:
-        """The first run of each judged turn of an exam, or of a session, behind the place ``after`` (session, turn)."""
+    ) -> Sequence[PromptTurn]:
+        """Turns of an exam, or of a session, whose prompts are judged, behind the place ``after`` (session, turn)."""
         statement = (
-            select(EvaluationRun)
-            .distinct(EvaluationRun.session_id, EvaluationRun.turn)
-            .where(func.row(EvaluationRun.session_id, EvaluationRun.turn) > func.row(*after))
-            .order_by(EvaluationRun.session_id, EvaluationRun.turn, EvaluationRun.revision)
+            select(PromptTurn)
+            .where(tuple_(PromptTurn.session_id, PromptTurn.turn) > after, PromptTurn.finish_reason.in_(JUDGED_ENDINGS))
+            .order_by(PromptTurn.session_id, PromptTurn.turn)
             .limit(limit)
         )
         if session_id is not None:
-            statement = statement.where(EvaluationRun.session_id == session_id)
+            statement = statement.where(PromptTurn.session_id == session_id)
         if exam_id is not None:
             of_exam = select(PromptSession.id).where(PromptSession.exam_id == exam_id)
-            statement = statement.where(EvaluationRun.session_id.in_(of_exam))
+            statement = statement.where(PromptTurn.session_id.in_(of_exam))
         return (await self._db.scalars(statement)).all()
 
     async def batch(
@@ -205,7 +227,7 @@ class EvaluationRepository:
             .order_by(func.min(EvaluationRun.created_at).desc())
             .limit(limit)
         )
-        return [(row[0], row[1], row[2], row[3], row[4]) for row in await self._db.execute(statement)]
+        return [(str(row[0]), row[1], row[2], row[3], row[4]) for row in await self._db.execute(statement)]
 
     async def runs(
         self, session_id: int, turn: int | None = None, *, after: int = 0, limit: int = 100

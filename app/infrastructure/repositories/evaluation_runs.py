@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -47,31 +47,53 @@ _release_forgotten = """
     WHERE status = 'waiting' AND owner = %(worker)s AND id <> ALL(%(run_ids)s::bigint[])
     RETURNING id
     """
-# The run is locked, so that two owners (one of them fenced) number their calls apart.
+# The run is locked, so that two owners (one of them fenced) number their calls apart. An answer whose place is taken is
+# one that we kept already, by a commit of which we did not hear.
 _keep_call = """
     WITH run AS (
         SELECT id FROM evaluation_runs WHERE id = %(run_id)s AND status = 'waiting' FOR UPDATE
     )
-    INSERT INTO judge_calls (run_id, sample, attempt, input_hash, cached, model, parameters, raw_answer, parsed, error,
+    INSERT INTO judge_calls (run_id, sample, attempt, input_hash, cached, model, parameters, raw_answer, error,
                              prompt_tokens, completion_tokens, cached_tokens, source, latency_ms)
     SELECT run.id, %(sample)s,
         1 + coalesce((SELECT max(attempt) FROM judge_calls WHERE run_id = %(run_id)s AND sample = %(sample)s), 0),
-        %(input_hash)s, %(cached)s, %(model)s, %(parameters)s::jsonb, %(raw_answer)s, %(parsed)s::jsonb, %(error)s,
+        %(input_hash)s, %(cached)s, %(model)s, %(parameters)s::jsonb, %(raw_answer)s, %(error)s,
         %(prompt_tokens)s, %(completion_tokens)s, %(cached_tokens)s, %(source)s, %(latency_ms)s
-    FROM run RETURNING id
+    FROM run
+    WHERE %(raw_answer)s = '' OR %(place)s >= (
+        SELECT count(*) FROM judge_calls AS known WHERE known.run_id = %(run_id)s AND known.sample = %(sample)s
+          AND known.input_hash = %(input_hash)s AND known.raw_answer <> ''
+    )
+    RETURNING id
     """
-# An answer that could not be read counts where the judge, told so, then gave one that could: the same way is gone
-# again, call by call. Where it never did, it is asked anew.
-_find_answer = """
-    SELECT call.raw_answer, call.run_id = %(run_id)s AND call.sample = %(sample)s AS ours
-    FROM judge_calls AS call
-    WHERE call.input_hash = %(input_hash)s AND call.raw_answer <> '' AND (
-        call.parsed IS NOT NULL OR (call.run_id = %(run_id)s AND call.sample = %(sample)s) OR EXISTS (
-            SELECT FROM judge_calls AS later WHERE later.run_id = call.run_id AND later.sample = call.sample
-              AND later.attempt > call.attempt AND later.parsed IS NOT NULL
+# Of this sample's own answers, which an interruption may have left, all count; of another run's those that led to one
+# that could be read: the same way is gone again, call by call. Where none did, the judge is asked anew.
+_find_answers = """
+    WITH known AS (
+        SELECT call.id, call.run_id, call.raw_answer,
+               call.run_id = %(run_id)s AND call.sample = %(sample)s AS ours
+        FROM judge_calls AS call
+        WHERE call.input_hash = %(input_hash)s AND call.raw_answer <> '' AND (
+            call.parsed IS NOT NULL OR (call.run_id = %(run_id)s AND call.sample = %(sample)s) OR EXISTS (
+                SELECT FROM judge_calls AS later WHERE later.run_id = call.run_id AND later.sample = call.sample
+                  AND later.attempt > call.attempt AND later.parsed IS NOT NULL
+            )
         )
     )
-    ORDER BY call.run_id = %(run_id)s AND call.sample = %(sample)s DESC, call.id LIMIT 1
+    SELECT raw_answer, ours FROM known
+    WHERE ours OR run_id = (SELECT run_id FROM known WHERE NOT ours ORDER BY id LIMIT 1) ORDER BY NOT ours, id
+    """
+_note_reading = """
+    UPDATE judge_calls AS call SET parsed = reading.parsed, error = reading.error
+    FROM unnest(
+        %(samples)s::int[], %(places)s::int[], %(parsed)s::jsonb[], %(errors)s::text[]
+    ) AS reading(sample, place, parsed, error),
+    LATERAL (
+        SELECT id FROM judge_calls AS nth
+        WHERE nth.run_id = %(run_id)s AND nth.sample = reading.sample AND nth.raw_answer <> ''
+        ORDER BY attempt OFFSET reading.place LIMIT 1
+    ) AS nth
+    WHERE call.id = nth.id
     """
 _end = """
     UPDATE evaluation_runs
@@ -92,7 +114,7 @@ _to_ledger = """
     INSERT INTO provider_calls (session_id, turn, purpose, model, prompt_tokens, completion_tokens, cached_tokens,
                                 reasoning_tokens, source, outcome)
     SELECT %(session_id)s, %(turn)s, 'evaluation', model, prompt_tokens, completion_tokens, cached_tokens, 0, source,
-           CASE WHEN raw_answer <> '' THEN 'completed' ELSE coalesce(error, 'llm_unavailable') END
+           CASE WHEN raw_answer <> '' OR source = 'provider' THEN 'completed' ELSE left(error, 32) END
     FROM judge_calls
     WHERE run_id = %(run_id)s AND NOT cached AND (raw_answer <> '' OR prompt_tokens + completion_tokens > 0)
     ORDER BY id
@@ -115,27 +137,37 @@ class ClaimedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptCall:
-    """A call of a judge as it is stored; see `JudgeCall`."""
+    """A call of a judge as it is stored; see `JudgeCall`. ``place``: the same request was answered so often before."""
 
     run_id: int
     sample: int
     input_hash: str
     model: str
     parameters: dict[str, Any]
+    place: int = 0
     raw_answer: str = ""
-    parsed: dict[str, Any] | None = None
     error: str | None = None
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     latency_ms: int = 0
     cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class FoundAnswer:
-    """An earlier answer to the same request; ``ours``: this run's own, kept before it was interrupted."""
+class KnownAnswers:
+    """What judges have answered to one request: to this very sample before it was interrupted, and to another run."""
 
-    raw: str
-    ours: bool
+    ours: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read in the ``place``-th (0, 1 …) answer to a sample: ``parsed``, or why it could not be."""
+
+    sample: int
+    place: int
+    parsed: dict[str, Any] | None
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,31 +203,46 @@ class EvaluationRuns:
         ]
 
     async def postpone(self, run: ClaimedRun, delay_s: float) -> None:
-        """End the claim; the run is due again after the delay. Harmless where the claim is not the worker's any more."""
+        """End the claim; the run is due again after the delay. Does nothing where the claim is not ours any more."""
         await self._db.run(_postpone, {"run_id": run.id, "worker": run.worker, "delay_s": delay_s})
 
     async def release_forgotten(self, worker: int, run_ids: Collection[int]) -> int:
         """End the worker's claims on all other runs than these; returns how many."""
         return len(await self._db.run(_release_forgotten, {"worker": worker, "run_ids": list(run_ids)}))
 
-    async def find_answer(self, run: ClaimedRun, sample: int, input_hash: str) -> FoundAnswer | None:
-        """What a judge has answered to the very same request before, in this run or in any other."""
-        rows = await self._db.run(_find_answer, {"run_id": run.id, "sample": sample, "input_hash": input_hash})
-        return FoundAnswer(rows[0].raw_answer, rows[0].ours) if rows else None
+    async def known_answers(self, run: ClaimedRun, sample: int, input_hash: str) -> KnownAnswers:
+        """What judges have answered to the very same request before, each in the order in which it was given."""
+        rows = await self._db.run(_find_answers, {"run_id": run.id, "sample": sample, "input_hash": input_hash})
+        return KnownAnswers(
+            tuple(row.raw_answer for row in rows if row.ours), tuple(row.raw_answer for row in rows if not row.ours)
+        )
+
+    async def note_readings(self, run: ClaimedRun, readings: Sequence[Reading]) -> None:
+        """Write beside the run's answers what was read in them."""
+        await self._db.run(
+            _note_reading,
+            {
+                "run_id": run.id,
+                "samples": [reading.sample for reading in readings],
+                "places": [reading.place for reading in readings],
+                "parsed": [None if r.parsed is None else json.dumps(r.parsed, ensure_ascii=False) for r in readings],
+                "errors": [reading.error for reading in readings],
+            },
+        )
 
     async def keep_call(self, call: KeptCall) -> bool:
-        """Store a call. ``False`` where the run has ended meanwhile, by another worker: then nobody asks for it."""
+        """Store a call. ``False`` where another worker has ended the run meanwhile, or the place has an answer."""
         rows = await self._db.run(
             _keep_call,
             {
                 "run_id": call.run_id,
                 "sample": call.sample,
+                "place": call.place,
                 "input_hash": call.input_hash,
                 "cached": call.cached,
                 "model": call.model,
                 "parameters": json.dumps(call.parameters, ensure_ascii=False),
                 "raw_answer": call.raw_answer,
-                "parsed": None if call.parsed is None else json.dumps(call.parsed, ensure_ascii=False),
                 "error": call.error,
                 "prompt_tokens": call.usage.prompt_tokens,
                 "completion_tokens": call.usage.completion_tokens,

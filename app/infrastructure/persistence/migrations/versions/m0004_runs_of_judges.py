@@ -16,9 +16,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_evaluation_runs_waiting", "evaluation_runs", ["cause", "due_at"], postgresql_where="status = 'waiting'"
     )
-    op.add_column(
-        "judge_calls", sa.Column("source", sa.String(length=16), server_default="provider", nullable=False)
-    )
+    op.add_column("judge_calls", sa.Column("source", sa.String(length=16), server_default="provider", nullable=False))
     op.drop_index("ix_judge_calls_answered", table_name="judge_calls", postgresql_where="parsed IS NOT NULL")
     op.create_index("ix_judge_calls_answered", "judge_calls", ["input_hash"], postgresql_where="raw_answer <> ''")
     op.add_column("score_overrides", sa.Column("revision", sa.Integer(), server_default="1", nullable=False))
