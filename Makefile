@@ -10,7 +10,7 @@ UV     := .uv/bin/uv
 MOVED  := $(shell test -s $(READY) && test "$$(cat $(READY))" != "$(CURDIR)" && echo moved)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve worker migrate doctor test test-fast check format bench torture lock clean moved
+.PHONY: help install demo serve worker migrate doctor test test-fast check format schemas bench torture lock clean moved
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ check: $(TOOLS) ## lint, format, types and layers
 format: $(TOOLS) ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+schemas: $(TOOLS) ## write docs/schemas, the JSON Schemas of the callbacks, from their models
+	@$(BIN)/python -c 'from pathlib import Path; from app.presentation.schemas.callbacks import write_json_schemas as write; \
+		write(Path("docs/schemas"))'
 
 torture: $(TOOLS) ## kill, restart and cut at random instants, and check every promise (ARGS="--seconds 600 --seed 2")
 	$(BIN)/python -m torture $(ARGS)

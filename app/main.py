@@ -11,7 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from app import __version__
 from app.bootstrap import Say, open_resources, silent
 from app.core.settings import Settings
-from app.presentation.api import problems
+from app.presentation.api import problems, webhooks
 from app.presentation.api.auth import Gate
 from app.presentation.api.limits import BodyLimit
 from app.presentation.api.routes import callbacks, chat, events, health, pages, sessions
@@ -41,5 +41,6 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
     app.add_middleware(problems.LastResort)  # added last, it stands first
     for router in (chat.router, events.router, sessions.router, callbacks.router, health.router, pages.router):
         app.include_router(router)
+    webhooks.describe(app)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     return app

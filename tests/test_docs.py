@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 
 from app.core.settings import Settings
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
-from tests.support.chat import ChatClient, connect, new_pair
-from tests.support.core import FakeCore
+from tests.support.chat import ChatClient, Command, connect, environment, new_pair
+from tests.support.core import Delivery, FakeCore
 from tests.support.provider import Provider, Script
 from tests.support.service import Service
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    path
+    for place in ("README.md", "CHANGELOG.md", "judge_bench/data/README.md", "docs", "examples")
+    for path in ([ROOT / place] if place.endswith(".md") else (ROOT / place).rglob("*.md"))
+)
 
 
 def blocks(page: str, info: str) -> list[str]:
@@ -54,7 +61,9 @@ def test_files_named_in_the_architecture_exist() -> None:
     table = page[page.index("## From symptom to file") :]
     named = re.findall(r"`([a-z_/]+\.(?:py|js))`", table)
     assert len(named) > 20
-    files = [str(path) for folder in ("app", "tests", "torture") for path in (ROOT / folder).rglob("*.*")]
+    files = [
+        str(path) for folder in ("app", "tests", "torture", "judge_bench") for path in (ROOT / folder).rglob("*.*")
+    ]
     for name in named:
         assert any(path.endswith(f"/{name}") for path in files), name
 
@@ -170,7 +179,7 @@ def test_the_problem_document_is_what_is_sent(service: Service) -> None:
 def test_curl_examples_work(service: Service) -> None:
     [example] = blocks("docs/protocol.md", "sh")
     commands = example.replace("\\\n", " ").strip().splitlines()
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         done = run(["bash", "-c", command], TURNSTONE=service.url)
         answer = json.loads(done.stdout)
@@ -193,6 +202,53 @@ async def test_the_callback_and_its_receiver_are_as_documented(service: Service,
     assert names["receive"](SECRET, headers, usage.raw, seen) == json.loads(usage.raw)
     assert names["receive"](SECRET, headers, usage.raw, seen) is None
     assert headers["x-api-key"] == CORE_KEY
+
+
+async def test_the_receiver_of_the_guide_takes_each_event_once_and_in_order(
+    service: Service, core: FakeCore, settings: Settings
+) -> None:
+    pairs = [new_pair(), new_pair()]
+    async with connect(service.url) as client:
+        for number, pair in enumerate(pairs * 2):
+            await client.ask("hello", f"t{number}", **pair)
+    deliveries = await core.reaches(8)
+    [tables], [example] = blocks("docs/core-guide.md", "sql tables"), blocks("docs/core-guide.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/core-guide.md", "exec"), names)
+    secrets = ["whsec_" + "b3RoZXIgc2VjcmV0IG9mIGEgY2hhbmdl", SECRET]
+
+    def receive(delivery: Delivery, raw: bytes) -> int:
+        with psycopg.connect(str(settings.database.url), autocommit=True) as db:
+            return int(names["receive"](db, secrets, dict(delivery.headers), raw))
+
+    with psycopg.connect(str(settings.database.url), autocommit=True) as db:
+        db.execute(tables)
+        assert receive(deliveries[0], deliveries[0].raw + b" ") == 401
+        in_turn = sorted(deliveries, key=lambda delivery: (delivery.session_id, delivery.seq))
+        *others, third, fourth = in_turn
+        for delivery in reversed(others):
+            copies = [asyncio.to_thread(receive, delivery, delivery.raw) for _ in range(3)]
+            assert await asyncio.gather(*copies) == [204] * 3
+        with db.transaction():  # holds up both, as far as they go before one has to wait for the other
+            db.execute("SELECT 1 FROM turnstone_sessions FOR UPDATE")
+            both = [asyncio.create_task(asyncio.to_thread(receive, event, event.raw)) for event in (third, fourth)]
+            await asyncio.sleep(0.5)
+        assert await asyncio.gather(*both) == [204, 204]
+        [bill] = blocks("docs/core-guide.md", "sql bill")
+        billed = {row[:3]: int(row[3]) for row in db.execute(bill)}
+        totals = db.execute("SELECT exam_id, participant_id, 'chat', total_tokens FROM prompt_sessions")
+        assert billed == {row[:3]: row[3] for row in totals}
+        assert {row[0] for row in db.execute("SELECT next_seq FROM turnstone_sessions")} == {5}
+        for event_id, seq, revision in (("a", 5, 2), ("b", 7, 1), ("c", 6, 3)):
+            judged = {"type": "turn_evaluation", "turn": 1, "turn_score": revision, "revision": revision}
+            names["take"](db, event_id, {"session_id": "1", "callback_seq": seq, **judged})
+        assert db.execute("SELECT * FROM turnstone_scores").fetchall() == [("1", 1, 3, 3.0)]
+
+
+def test_the_feed_of_the_guide_is_read_as_it_says(service: Service) -> None:
+    [command] = blocks("docs/core-guide.md", "sh")
+    done = run(["bash", "-c", command], TURNSTONE=service.url)
+    assert json.loads(done.stdout) == {"items": [], "next": None}
 
 
 async def test_the_query_of_the_protocol_page_shows_the_conversation(service: Service, rows: Rows) -> None:
@@ -220,6 +276,41 @@ async def test_commands_of_the_operations_page_work(
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     exported = json.loads((tmp_path / "session-1.json").read_text(encoding="utf-8"))
     assert [message["role"] for message in exported["messages"]] == ["USER", "ASSISTANT"]
+
+
+async def test_commands_of_the_usage_page_work(
+    service: Service, core: FakeCore, provider: Provider, settings: Settings, tmp_path: Path
+) -> None:
+    async with connect(service.url) as client:
+        await client.ask("hello", **new_pair())
+    [usage, _] = await core.reaches(2)
+    [bill] = blocks("docs/usage.md", "csv bill")
+    [event] = json_lines("docs/usage.md", "json core")
+    assert bill.splitlines()[1].startswith(provider.requests[0].answer_id)
+    (tmp_path / "bill.csv").write_text(bill)
+    fields = set(event) - {"webhook_id"}
+    assert fields < set(usage.body)
+
+    def export(events: list[Delivery]) -> None:
+        rows = [{"webhook_id": e.id, **{name: e.body.get(name) for name in fields}} for e in events]
+        (tmp_path / "core.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    async def ends(command: str, code: int) -> str:
+        words = shlex.split(command)
+        assert words[0] == "turnstone"
+        ended, output = await asyncio.to_thread(Command(*words[1:], env=environment(settings), cwd=tmp_path).ended)
+        assert ended == code, (command, output)
+        return output
+
+    for command in "".join(blocks("docs/usage.md", "sh usage")).strip().splitlines():
+        await ends(command, 0)
+    export(core.events())  # Core has the answer's own event only, while two corrections were made
+    *before, last = "".join(blocks("docs/usage.md", "sh usage reconcile")).strip().splitlines()
+    for command in before:
+        assert "provider_figures_differ" in await ends(command, 1)
+    await core.reaches(5)
+    export(core.events())
+    assert await ends(last, 0) == "no difference\n"
 
 
 def test_metrics_of_the_operations_page_exist(service: Service) -> None:

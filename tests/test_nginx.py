@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -43,17 +44,24 @@ def services(request: pytest.FixtureRequest, start: Callable[..., Service]) -> t
 @pytest.fixture(params=["as it stands", "with buffering"])
 def front(request: pytest.FixtureRequest, services: tuple[Service, Service], tmp_path: Path) -> Iterator[str]:
     """The address of nginx before the two."""
-    assert NGINX is not None
-    port = free_port()
     conf = CONF.read_text()
-    for ours, theirs in ((8000, services[0].port), (8001, services[1].port), (8080, port)):
-        assert f"127.0.0.1:{ours}" in conf
-        conf = conf.replace(f"127.0.0.1:{ours}", f"127.0.0.1:{theirs}")
     if request.param == "with buffering":
         # What others put before us may buffer, whatever we ask for.
         conf = conf.replace(
             "location / {", "location / {\n proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"
         )
+    with nginx_before(services, conf, tmp_path) as url:
+        yield url
+
+
+@contextmanager
+def nginx_before(services: tuple[Service, Service], conf: str, tmp_path: Path) -> Iterator[str]:
+    """nginx with a configuration like the one in ``deploy/`` before two services; gives its address."""
+    assert NGINX is not None
+    port = free_port()
+    for ours, theirs in ((8000, services[0].port), (8001, services[1].port), (8080, port)):
+        assert f"127.0.0.1:{ours}" in conf
+        conf = conf.replace(f"127.0.0.1:{ours}", f"127.0.0.1:{theirs}")
     (tmp_path / "nginx.conf").write_text(conf)
     command = [NGINX, "-p", str(tmp_path), "-c", "nginx.conf", "-g", "user root;"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as nginx:

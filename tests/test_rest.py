@@ -75,6 +75,27 @@ def all_pages(rest: httpx.Client, path: str, limit: int, **query: Any) -> list[d
 # ---------------------------------------------------------------- a message and its answer
 
 
+def test_a_message_that_does_not_wait_is_answered_when_it_is_stored(
+    rest: httpx.Client, provider: Provider, rows: Rows
+) -> None:
+    provider.next(SLOW)
+    body = {"message": "hello", "turn_id": 7, **new_pair()}
+    for prefer in ("respond-async", "wait=5, Respond-Async; x=y"):  # the second is the same turn, attached to
+        begun = rest.post("/api/chat/message", json=body, headers={"prefer": prefer})
+        assert (begun.status_code, begun.headers["preference-applied"]) == (202, "respond-async")
+        session_id = begun.json()["session_id"]
+        assert begun.json() == {"session_id": session_id, "turn": 1, "turn_id": 7}
+        assert rows.one("SELECT content FROM prompt_messages")["content"] == "hello"
+    again = rest.post("/api/chat/message", json={**body, "message": "other"}, headers={"prefer": "respond-async"})
+    problem(again, 409, "turn_id_conflict")
+    second = rest.post("/api/chat/message", json={**body, "turn_id": 8}, headers={"prefer": "respond-async"})
+    problem(second, 409, "turn_in_progress", retryable=True)
+    assert rest.post(f"/api/sessions/{session_id}/turns/7/cancel").json()["status"] == "cancelled"
+    assert len(provider.requests) == 1
+    assert say(rest, **new_pair()).status_code == 200
+    assert rest.post("/api/chat/message", json={"message": "x", **new_pair()}, headers={"prefer": "wait=5"}).is_success
+
+
 def test_message_is_answered_as_a_whole(rest: httpx.Client, rows: Rows) -> None:
     pair = new_pair()
     response = say(rest, turn_id="t1", spec_id=9, **pair)

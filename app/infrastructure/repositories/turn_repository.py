@@ -61,11 +61,11 @@ _settle = """
         DELETE FROM turn_chunks USING ended WHERE turn_pk = ended.id
     ), called AS (
         INSERT INTO provider_calls (session_id, turn, purpose, model, prompt_tokens, completion_tokens, cached_tokens,
-                                    reasoning_tokens, source, tokenizer, approximate, outcome)
+                                    reasoning_tokens, source, tokenizer, approximate, outcome, provider_ref)
         SELECT ended.session_id, ended.turn, call.* FROM ended, unnest(
             %(purposes)s::text[], %(models)s::text[], %(prompts)s::int[], %(completions)s::int[],
             %(cached)s::int[], %(reasoned)s::int[], %(sources)s::text[], %(tokenizers)s::text[],
-            %(approximates)s::boolean[], %(outcomes)s::text[]
+            %(approximates)s::boolean[], %(outcomes)s::text[], %(refs)s::text[]
         ) AS call
     ), to_judge AS (
         INSERT INTO evaluation_runs (session_id, turn, revision, status,
@@ -112,7 +112,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One provider call as it is stored. ``tokenizer`` names what counted, where we did."""
+    """One provider call as it is stored. ``tokenizer`` names what counted, where we did.
+
+    ``provider_ref`` is the provider's own id of the call.
+    """
 
     model: str
     usage: Usage
@@ -120,6 +123,7 @@ class CallRecord:
     purpose: str = "chat"
     tokenizer: str | None = None
     approximate: bool = False
+    provider_ref: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +260,7 @@ class TurnRepository:
                 "prompt_en": judged_by and judged_by.prompt_en,
                 "prompt_ko": judged_by and judged_by.prompt_ko,
                 "policy": judged_by and judged_by.policy,
+                "refs": [call.provider_ref for call in calls],
             },
         )
         return bool(rows)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from app.application.turns.exchange import ChatCommand, ChatResult
+from app.application.turns.exchange import ChatCommand, ChatResult, Started
 from app.core.ids import new_turn_id
 from app.domain.conversation import Usage
 from app.infrastructure.persistence.models import Exam, PromptMessage, PromptSession, PromptTurn
@@ -106,6 +106,19 @@ class ChatAnswer(BaseModel):
             finish_reason=result.finish_reason,
             usage=UsageBody.of(result.usage),
         )
+
+
+class BegunTurn(BaseModel):
+    """A turn whose message is stored; its answer is read at its ``events``."""
+
+    session_id: str
+    turn: int
+    turn_id: str | int
+
+    @classmethod
+    def of(cls, started: Started) -> BegunTurn:
+        """The begun turn as a body."""
+        return cls(session_id=str(started.session_id), turn=started.turn, turn_id=started.turn_id)
 
 
 class TurnBody(BaseModel):

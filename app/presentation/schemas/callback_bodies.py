@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from app.infrastructure.persistence.models import Callback, CallbackAttempt, PromptSession
 from app.infrastructure.repositories.callback_repository import CallbackEvent
+from app.presentation.schemas.callbacks import CallbackPayload
 
 
 class CallbackBody(BaseModel):
@@ -21,7 +22,7 @@ class CallbackBody(BaseModel):
     callback_seq: int
     status: Literal["held", "pending", "delivered", "failed"]
     attempts: int
-    payload: dict[str, Any]
+    payload: CallbackPayload
     next_try_at: datetime | None
     last_error: str | None
     occurred_at: datetime
@@ -108,4 +109,4 @@ class FeedItem(BaseModel):
 
     cursor: str
     id: str
-    payload: dict[str, Any]
+    payload: CallbackPayload

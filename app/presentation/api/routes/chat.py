@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Request, WebSocket
+from fastapi import APIRouter, Header, Request, Response, WebSocket
+from fastapi.responses import JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
 from app.application.resources import Resources
@@ -23,7 +25,7 @@ from app.infrastructure.repositories.state_repository import TurnKey
 from app.presentation.api.auth import SUBPROTOCOL, check_origin, check_token, token_of
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.api.socket import Outbox, SocketReader
-from app.presentation.schemas.bodies import ChatAnswer, ChatRequest
+from app.presentation.schemas.bodies import BegunTurn, ChatAnswer, ChatRequest
 from app.presentation.schemas.frames import (
     PONG,
     AuthFrame,
@@ -44,6 +46,7 @@ from app.presentation.schemas.frames import (
 log = structlog.get_logger()
 router = APIRouter()
 
+_RESPOND_ASYNC = "respond-async"
 _AUTH_WITHIN_S = 5.0
 _UNAUTHENTICATED = 4401
 _FORBIDDEN = 4403
@@ -52,23 +55,38 @@ _MOST_REMEMBERED = 256
 """Ended turns that a connection remembers."""
 
 
-@router.post("/api/chat/message", responses=PROBLEMS, tags=["chat"])
-async def post_message(body: ChatRequest, request: Request) -> ChatAnswer:
+@router.post(
+    "/api/chat/message",
+    responses={**PROBLEMS, 202: {"model": BegunTurn, "description": "Begun, as ``Prefer: respond-async`` asked"}},
+    response_model=ChatAnswer,
+    tags=["chat"],
+)
+async def post_message(
+    body: ChatRequest, request: Request, prefer: Annotated[str, Header()] = ""
+) -> ChatAnswer | Response:
     """Answer a message as a whole, by the same rules as over the WebSocket.
 
-    Without a ``turn_id`` every call is a turn of its own.
+    Without a ``turn_id`` every call is a turn of its own. With ``Prefer: respond-async`` (RFC 7240) the answer is 202
+    as soon as the message is stored; the turn is then read at its ``events``.
     """
     resources: Resources = request.app.state.resources
     command = body.command(resources.settings.limits.message_chars)
-    result = await resources.service.process_message(
-        command.message,
-        command.turn_id,
-        session_id=command.session_id,
-        exam_id=command.exam_id,
-        participant_id=command.participant_id,
-        spec_id=command.spec_id,
-    )
-    return ChatAnswer.of(result)
+    place: dict[str, Any] = {
+        "session_id": command.session_id,
+        "exam_id": command.exam_id,
+        "participant_id": command.participant_id,
+        "spec_id": command.spec_id,
+    }
+    if not _wants_no_wait(prefer):
+        return ChatAnswer.of(await resources.service.process_message(command.message, command.turn_id, **place))
+    attached = await resources.service.process_message_stream(command.message, command.turn_id, **place)
+    begun = BegunTurn.of(attached.started)
+    return JSONResponse(begun.model_dump(), 202, headers={"preference-applied": _RESPOND_ASYNC})
+
+
+def _wants_no_wait(prefer: str) -> bool:
+    preferences = (part.partition(";")[0].strip().lower() for part in prefer.split(","))
+    return _RESPOND_ASYNC in preferences
 
 
 @router.websocket("/chat")

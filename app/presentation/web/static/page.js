@@ -25,6 +25,9 @@ const remark = byId("remark");
 
 /** How long the announcement of an answer waits for its last rendering. */
 const LAYOUT_PATIENCE_MS = 3000;
+const HTTP_WORDS = "This network blocks WebSockets. Answers come another way, and nothing is lost.";
+/** Where this tab notes that its network lets no WebSocket through, so that a reload need not find out again. */
+const WAY_KEY = "turnstone.way";
 
 const { place, mistakes } = readPlace();
 const noteKey = `turnstone.running.${place.examId}.${place.participantId}`;
@@ -34,6 +37,7 @@ const server = new Server(token);
 const client = new TurnstoneClient({
   url: new URL("/chat", location.href.replace(/^http/, "ws")).href,
   token: token ?? undefined,
+  begin: sessionStorage.getItem(WAY_KEY) === "http" ? "http" : "websocket",
 });
 
 /** @type {{turn: Turn, view: TurnView} | null} one at a time, as in the protocol */
@@ -192,11 +196,16 @@ for (const type of /** @type {const} */ (["text", "cut"])) {
   });
 }
 
-client.on("state", ({ state, closeCode, retryInMs }) => {
+client.on("state", ({ state, closeCode, retryInMs, transport }) => {
+  const isOverHttp = transport !== "websocket";
+  sessionStorage.setItem(WAY_KEY, isOverHttp ? "http" : "websocket");
   const isRetry = connection.dataset.state === "waiting";
   if (state === "connecting" && isRetry) return; // each try by itself is no news
   connection.dataset.state = state;
   connection.textContent = connectionWords(state, closeCode, retryInMs ?? 0);
+  connection.dataset.transport = transport;
+  connection.title = state === "open" && isOverHttp ? HTTP_WORDS : "";
+  if (state === "open" && isOverHttp) connection.textContent += ", restricted network";
   showProgress();
 });
 
