@@ -52,18 +52,21 @@ _release_forgotten = """
 _keep_call = """
     WITH run AS (
         SELECT id FROM evaluation_runs WHERE id = %(run_id)s AND status = 'waiting' FOR UPDATE
+    ), call AS (
+        SELECT %(run_id)s::bigint AS run_id, %(sample)s::int AS sample, %(input_hash)s::text AS input_hash,
+               %(raw_answer)s::text AS raw_answer
     )
-    INSERT INTO judge_calls (run_id, sample, attempt, input_hash, cached, model, parameters, raw_answer, error,
+    INSERT INTO judge_calls (run_id, sample, attempt, input_hash, raw_answer, cached, model, parameters, error,
                              prompt_tokens, completion_tokens, cached_tokens, source, latency_ms)
-    SELECT run.id, %(sample)s,
-        1 + coalesce((SELECT max(attempt) FROM judge_calls WHERE run_id = %(run_id)s AND sample = %(sample)s), 0),
-        %(input_hash)s, %(cached)s, %(model)s, %(parameters)s::jsonb, %(raw_answer)s, %(error)s,
-        %(prompt_tokens)s, %(completion_tokens)s, %(cached_tokens)s, %(source)s, %(latency_ms)s
-    FROM run
-    WHERE %(raw_answer)s = '' OR %(place)s >= (
-        SELECT count(*) FROM judge_calls AS known WHERE known.run_id = %(run_id)s AND known.sample = %(sample)s
-          AND known.input_hash = %(input_hash)s AND known.raw_answer <> ''
-    )
+    SELECT call.run_id, call.sample, 1 + coalesce(before.attempts, 0), call.input_hash, call.raw_answer,
+           %(cached)s, %(model)s, %(parameters)s::jsonb, %(error)s,
+           %(prompt_tokens)s, %(completion_tokens)s, %(cached_tokens)s, %(source)s, %(latency_ms)s
+    FROM run, call, LATERAL (
+        SELECT max(attempt) AS attempts,
+               count(*) FILTER (WHERE known.input_hash = call.input_hash AND known.raw_answer <> '') AS answers
+        FROM judge_calls AS known WHERE known.run_id = call.run_id AND known.sample = call.sample
+    ) AS before
+    WHERE call.raw_answer = '' OR before.answers <= %(place)s
     RETURNING id
     """
 # Of this sample's own answers, which an interruption may have left, all count; of another run's those that led to one
