@@ -175,6 +175,28 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
         yield
 
 
+@asynccontextmanager
+async def open_judging(settings: Settings, *, batch: str) -> AsyncIterator[None]:
+    """Judge a batch in this process, on the database that is bound; others that judge take part.
+
+    What is not done when the block ends is left to them.
+    """
+
+    async def leave_turns_to_others() -> None:
+        """They find them by themselves."""
+
+    async with AsyncExitStack() as stack:
+        counter = TokenCounter(settings.judge.model or settings.llm.model)
+        await asyncio.to_thread(counter.load)
+        lease = Lease(settings.lease_s, on_fenced=leave_turns_to_others, on_lost=lambda _: None)
+        desk = open_desk(stack, settings, counter, on_told=lambda: None)
+        relay = EvaluationRelay(desk, lambda: lease.token, batch=batch)
+        await lease.take()
+        stack.push_async_callback(_give_back, lease)
+        _run(stack, lease.run, relay.run)
+        yield
+
+
 async def _start_service(
     stack: AsyncExitStack, settings: Settings, database: Database, state: StateRepository, opened: OpenedModel
 ) -> Resources:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
+import psycopg
 import pytest
 
+from app.application.evaluation.basis import default_basis
+from app.application.turns.ending import FinalTurn
+from app.application.turns.running import TurnRef
+from app.application.turns.settlement import settle
+from app.domain.conversation import FinishReason, TurnStatus, Usage
+from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
+from app.infrastructure.repositories.turn_repository import TurnEnding
+from app.infrastructure.repositories.worker_repository import WorkerRepository
 from tests.conftest import Rows
 from tests.support.chat import TurnSeen, connect, new_pair, wait_until
 from tests.support.core import FakeCore
@@ -292,3 +304,105 @@ async def test_the_same_prompt_again_is_answered_from_what_is_kept(
     assert evaluations[0]["turn_score"] == evaluations[1]["turn_score"]
     usages = [body for body in await told(core, "usage", 3) if body["purpose"] == "evaluation"]
     assert len(usages) == 1, "none where nothing was asked"
+
+
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every statement that the driver is given from now on: each is a round trip."""
+    seen: list[str] = []
+    execute = psycopg.AsyncCursor.execute
+
+    async def counting(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(str(query))
+        return await execute(self, query, *args, **kwargs)
+
+    monkeypatch.setattr(psycopg.AsyncCursor, "execute", counting)
+    return seen
+
+
+async def running_turn() -> TurnRef:
+    async with get_db_context() as db:
+        owner = await WorkerRepository(db).register("test")
+        session = await SessionRepository(db).create_session(**new_pair())
+    new = NewTurn(session.id, "t", turn_id_is_int=False, owner=owner, model="m", message=PROMPT)
+    async with get_db_context() as db:
+        started = await SessionRepository(db).start_turn(new, token_budget=0)
+    assert started is not None
+    return TurnRef(started.pk, session.id, started.turn, "t", owner)
+
+
+FINAL = FinalTurn(
+    "answer", TurnEnding(TurnStatus.COMPLETED, Usage(), finish_reason=FinishReason.STOP, lengths=[6]), [], 1
+)
+
+
+async def test_recording_a_judgement_takes_no_round_trip_of_the_turn(
+    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged_by = await default_basis("openai:x")
+    quiet, judged = await running_turn(), await running_turn()
+    seen = statements(monkeypatch)
+    await settle(quiet, FINAL, held=False)
+    without = len(seen)
+    await settle(judged, FINAL, held=False, judged_by=judged_by)
+    assert len(seen) == 2 * without > 0
+    assert [run["session_id"] for run in runs(rows)] == [judged.session_id]
+
+
+@pytest.mark.parametrize("exam_judge", [None, "openai:of-the-exam"])
+async def test_a_judgement_goes_by_the_exams_settings_as_the_turn_ran_under_them(
+    database: Database, rows: Rows, exam_judge: str | None
+) -> None:
+    judged_by = await default_basis(None)
+    turn = await running_turn()
+    stored = {
+        "language": "ko",
+        "rubric": "a" * 64,
+        "judge_prompt": None,
+        "score_policy": "c" * 64,
+        "samples": 5,
+        "judge_model": exam_judge,
+    }
+    rows(
+        "INSERT INTO exam_versions (exam_id, version, problem_text, settings, content_hash)"
+        " VALUES (1, 3, 'Problem', %s, 'x'), (1, 4, 'Problem', '{}', 'y')",
+        json.dumps(stored),
+    )
+    rows("UPDATE prompt_turns SET exam_version = 3 WHERE id = %s", turn.pk)
+    await settle(turn, FINAL, held=False, judged_by=judged_by)
+    if exam_judge is None:
+        assert runs(rows) == [], "neither the exam nor the service names a judge"
+        return
+    [run] = runs(rows)
+    assert (run["rubric_hash"], run["prompt_hash"], run["policy_hash"]) == ("a" * 64, judged_by.prompt_ko, "c" * 64)
+    assert run["settings"] == {"model": "openai:of-the-exam", "samples": 5}
+
+
+async def test_what_a_run_is_judged_by_may_be_missing_and_the_run_waits(
+    judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    rows("ALTER TABLE evaluation_runs ALTER COLUMN due_at SET DEFAULT now() + interval '1 hour'")
+    await ask(judged, PROMPT)
+    rows("UPDATE evaluation_runs SET rubric_hash = %s, due_at = now()", "f" * 64)
+    await asyncio.to_thread(wait_until, lambda: runs(rows)[0]["tries"] >= 1)
+    assert (runs(rows)[0]["status"], len(judge.calls)) == ("waiting", 0)
+    rows("UPDATE evaluation_runs SET created_at = now() - interval '25 hours', due_at = now()")
+    await all_done(rows)
+    [event] = await told(core, "turn_evaluation")
+    assert (event["turn_score"], event["turn_log"]["reason"]) == (None, "what it is judged by cannot be used")
+
+
+async def test_metrics_tell_of_judgements(judged: Service, judge: ScriptedJudge, rows: Rows) -> None:
+    def figure(name: str) -> float:
+        lines = httpx.get(f"{judged.url}/metrics").text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+    answered, made = 'turnstone_judge_calls_total{outcome="answered"}', 'turnstone_judgements_total{status="scored"}'
+    before = figure(answered), figure(made)
+    judge.next(JudgeReply(status=503))
+    await ask(judged, PROMPT)
+    await asyncio.to_thread(wait_until, lambda: figure("turnstone_judgements_waiting") == 1)
+    assert figure("turnstone_judgement_age_seconds") > 0
+    await all_done(rows)
+    assert (figure(answered) - before[0], figure(made) - before[1]) == (3, 1)
+    assert figure('turnstone_judge_calls_total{outcome="llm_unavailable"}') >= 1
+    assert figure("turnstone_judgements_waiting") == 0

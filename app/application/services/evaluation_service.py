@@ -216,21 +216,22 @@ class EvaluationService:
         assert item_id is not None, "the run is new, so it has no item"
         return item_id, run
 
-    async def resolve(self, item_id: int, person: str, resolution: str) -> None:
-        """Say what came of a review. The same again changes nothing.
 
-        Raises:
-            TurnstoneError: there is no such item, or somebody said something else of it.
-        """
-        async with get_db_context() as db:
-            reviews = ReviewRepository(db)
-            if await reviews.resolve(item_id, person, resolution):
-                return
-            found = await reviews.get(item_id)
-        if found is None:
-            raise TurnstoneError(ErrorCode.NOT_FOUND, "There is no such review item.")
-        if (found[0].resolved_by, found[0].resolution) != (person, resolution):
-            raise TurnstoneError(ErrorCode.INVALID_FRAME, "The review item has been resolved already.")
+async def resolve_review_item(item_id: int, person: str, resolution: str) -> None:
+    """Say what came of a review. The same again changes nothing.
+
+    Raises:
+        TurnstoneError: there is no such item, or something else was said of it.
+    """
+    async with get_db_context() as db:
+        reviews = ReviewRepository(db)
+        if await reviews.resolve(item_id, person, resolution):
+            return
+        found = await reviews.get(item_id)
+    if found is None:
+        raise TurnstoneError(ErrorCode.NOT_FOUND, "There is no such review item.")
+    if (found[0].resolved_by, found[0].resolution) != (person, resolution):
+        raise TurnstoneError(ErrorCode.INVALID_FRAME, "The review item has been resolved already.")
 
 
 async def _locked_turn(db: Transaction, session_id: int, turn_id: str) -> PromptTurn:

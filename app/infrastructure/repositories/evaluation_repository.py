@@ -88,10 +88,12 @@ class EvaluationRepository:
         """The exam's settings as a turn ran under them."""
         return await self._db.get(ExamVersion, (exam_id, version))
 
-    async def next_revision(self, session_id: int, turn: int) -> int:
-        """The number of the turn's next judgement; runs and overrides share them."""
+    async def next_revision(self, session_id: int, turn: int, *, besides: int | None = None) -> int:
+        """The number of the turn's next judgement; runs and overrides share them. ``besides``: leave that run out."""
         runs = select(func.max(EvaluationRun.revision)).where(
-            EvaluationRun.session_id == session_id, EvaluationRun.turn == turn
+            EvaluationRun.session_id == session_id,
+            EvaluationRun.turn == turn,
+            EvaluationRun.id.is_distinct_from(besides),
         )
         overrides = select(func.max(ScoreOverride.revision)).where(
             ScoreOverride.session_id == session_id, ScoreOverride.turn == turn
@@ -140,8 +142,8 @@ class EvaluationRepository:
         return (await self._db.scalars(statement)).first()
 
     async def publish(self, run: EvaluationRun) -> int:
-        """Make a run known under the turn's next revision, which is returned."""
-        revision = await self.next_revision(run.session_id, run.turn)
+        """Make a run known; returns the revision it is known by, which is higher than all that were told before."""
+        revision = max(run.revision, await self.next_revision(run.session_id, run.turn, besides=run.id))
         statement = update(EvaluationRun).where(EvaluationRun.id == run.id).values(published=True, revision=revision)
         await self._db.execute(statement.execution_options(synchronize_session=False))
         return revision

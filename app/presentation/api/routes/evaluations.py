@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request
 
 from app.application.resources import Resources
+from app.application.services.evaluation_service import resolve_review_item
 from app.core.errors import ErrorCode, TurnstoneError
 from app.infrastructure.persistence.models import ReviewReasonEnum
 from app.infrastructure.persistence.session import get_db_context
@@ -98,10 +99,9 @@ async def list_reviews(
 
 
 @router.post("/reviews/{item_id}/resolve")
-async def resolve_review(item_id: ItemId, body: ResolveRequest, request: Request) -> ReviewBody:
+async def resolve_review(item_id: ItemId, body: ResolveRequest) -> ReviewBody:
     """Say what came of a review. The same said again changes nothing."""
-    resources: Resources = request.app.state.resources
-    await resources.evaluations.resolve(item_id, body.person, body.resolution)
+    await resolve_review_item(item_id, body.person, body.resolution)
     async with get_db_context() as db:
         found = await ReviewRepository(db).get(item_id)
     if found is None:
