@@ -139,6 +139,20 @@ class LlmSettings(_Section):
     history_tokens: int = Field(12_000, ge=256, description="budget for the conversation sent along")
 
 
+class JudgeSettings(_Section):
+    """The model that judges candidates' prompts. Without one nothing is judged unless an exam names one."""
+
+    model: str | None = Field(None, min_length=1)
+    base_url: HttpUrl | None = None
+    api_key: Key | None = None
+    timeout_s: Seconds = Field(60.0, description="longest wait for one answer")
+    concurrency: int = Field(4, ge=1, le=64, description="calls at once")
+    max_output_tokens: int = Field(1200, ge=256, description="cap for one answer")
+    trials: Literal["suspicious", "always"] = Field(
+        "suspicious", description="which prompts the judge is tried with first"
+    )
+
+
 class CallbackSettings(_Section):
     """Where and how Core is told."""
 
@@ -212,6 +226,7 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     llm: LlmSettings = LlmSettings()
+    judge: JudgeSettings = JudgeSettings()
     callbacks: CallbackSettings = CallbackSettings()
     auth: AuthSettings = AuthSettings()
     worker: WorkerSettings = WorkerSettings()

@@ -230,7 +230,7 @@ class LangChainClient:
             http = "httpx2" if os.environ.get("GOOGLE_GENAI_HTTP_CLIENT", "").lower() == "httpx2" else "httpx"
             self._transport = _transport(importlib.import_module(http))
             options |= {"max_retries": 1, "client_args": {"transport": self._transport}}
-        self._chat = _chat_model(model, {name: value for name, value in options.items() if value is not None})
+        self._chat = chat_model(model, {name: value for name, value in options.items() if value is not None})
         if self._provider == "anthropic":
             self._transport = _watch_anthropic(self._chat)
 
@@ -306,7 +306,12 @@ async def _next(stream: AsyncGenerator[AIMessageChunk], wire: _Wire) -> AIMessag
         wire.insist_on_cancellation()
 
 
-def _chat_model(spec: str, options: Mapping[str, Any]) -> BaseChatModel:
+def chat_model(spec: str, options: Mapping[str, Any]) -> BaseChatModel:
+    """LangChain's model for ``provider:model``.
+
+    Raises:
+        StartupError: a package is missing, or LangChain cannot make this model.
+    """
     provider, _, name = spec.partition(":")
     if not (provider and name):
         raise StartupError(

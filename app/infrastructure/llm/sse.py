@@ -160,7 +160,7 @@ class ChatStream:
 
     def _take_usage(self, said: object) -> None:
         """Providers that report along the way report totals so far, so the latest figures stand for all."""
-        usage = _read_usage(said)
+        usage = read_usage(said)
         if usage is not None:
             self._call.usage = usage
             self._usage_lags = False
@@ -187,7 +187,7 @@ def _decode_leniently(data: bytes) -> _Event:
         raise malformed("not a chat completion chunk") from None
 
 
-def _read_usage(said: object) -> Usage | None:
+def read_usage(said: object) -> Usage | None:
     """The provider's figures in our reading."""
     if not isinstance(said, dict):
         return None

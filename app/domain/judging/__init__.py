@@ -1,0 +1,40 @@
+"""Judging a candidate's prompt: what a judge is shown and asked, how its answer is read, and what follows. No I/O.
+
+``turn.judge_turn`` is the way in. ``shown``, ``code`` and ``suspicion`` decide what a judge sees, ``requests`` asks,
+``answers`` reads, ``combining`` makes one verdict of several.
+"""
+
+from app.domain.judging.answers import read_answer
+from app.domain.judging.combining import combine
+from app.domain.judging.pasted import is_pasted_problem
+from app.domain.judging.requests import build_request
+from app.domain.judging.tasks import (
+    JudgeAnswer,
+    JudgeCall,
+    JudgeClient,
+    Judgement,
+    JudgeRequest,
+    JudgeTask,
+    Mark,
+    TurnJudgement,
+    UnreadableAnswerError,
+)
+from app.domain.judging.turn import ATTEMPTS, judge_turn
+
+__all__ = [
+    "ATTEMPTS",
+    "JudgeAnswer",
+    "JudgeCall",
+    "JudgeClient",
+    "JudgeRequest",
+    "JudgeTask",
+    "Judgement",
+    "Mark",
+    "TurnJudgement",
+    "UnreadableAnswerError",
+    "build_request",
+    "combine",
+    "is_pasted_problem",
+    "judge_turn",
+    "read_answer",
+]
