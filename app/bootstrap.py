@@ -30,9 +30,11 @@ from app.core.logging import place_of
 from app.core.settings import DatabaseSettings, Settings
 from app.domain.guarding import GuardLabel, policy_refusing
 from app.domain.judging import JudgeClient
+from app.domain.judging.tasks import Trials
 from app.domain.langgraph.graph import build_graph
 from app.infrastructure.cache.redis_client import RedisClient
 from app.infrastructure.llm.judge_client import open_judge
+from app.infrastructure.llm.local_model import LocalModel
 from app.infrastructure.llm.models import OpenedModel, check_remote, history_budget, open_model
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, Bell
@@ -203,7 +205,8 @@ async def _start_service(
     held = settings.callbacks.url is None
     relay = CallbackRelay(settings.callbacks, lambda: lease.token)
     bell = Bell(database.dsn)
-    judging = EvaluationRelay(open_desk(stack, settings, opened.counter, on_told=relay.wake), lambda: lease.token)
+    desk = open_desk(stack, settings, opened.counter, on_told=relay.wake, local=opened.local)
+    judging = EvaluationRelay(desk, lambda: lease.token)
     judged_by = await default_basis(settings.judge.model)
 
     def wake_both() -> None:
@@ -241,15 +244,29 @@ async def _start_service(
     return Resources(settings, database, opened, runner, relay, service, evaluations, on_settled)
 
 
-def open_desk(stack: AsyncExitStack, settings: Settings, counter: TokenCounter, *, on_told: Callable[[], None]) -> Desk:
+def open_desk(
+    stack: AsyncExitStack,
+    settings: Settings,
+    counter: TokenCounter,
+    *,
+    on_told: Callable[[], None],
+    local: LocalModel | None = None,
+) -> Desk:
     """What prompts are judged with; judges are opened when the first run needs them, and closed by ``stack``."""
 
     async def judge(model: str, stack: AsyncExitStack) -> JudgeClient:
-        return await open_judge(settings, model, stack)
+        return await open_judge(settings, model, stack, local=local)
 
     judges = Judges(judge)
     stack.push_async_callback(judges.close)
-    return Desk(judges, counter, settings.judge.concurrency, held=settings.callbacks.url is None, on_told=on_told)
+    return Desk(
+        judges,
+        counter,
+        settings.judge.concurrency,
+        Trials(settings.judge.trials),
+        held=settings.callbacks.url is None,
+        on_told=on_told,
+    )
 
 
 async def _take_lease(stack: AsyncExitStack, lease: Lease, recovery: Recovery) -> None:

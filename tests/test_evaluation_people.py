@@ -180,7 +180,7 @@ async def test_a_persons_score_stands_beside_the_machines_and_counts(
     # a later judgement does not push it aside
     await turnstone("evaluate", "rerun", "--session", str(seen.session_id), "--publish")
     event = (await told(core, "turn_evaluation", 4))[-1]
-    assert (event["revision"], event["turn_score"], event["turn_log"]["override"]["score"]) == (5, 90, 90)
+    assert (event["revision"], event["turn_score"], event["turn_log"]["override"]["score"]) == (4, 90, 90)
 
 
 async def test_an_appeal_opens_a_review_and_a_run_with_more_samples(

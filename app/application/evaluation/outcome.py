@@ -103,7 +103,7 @@ def review_reasons(subject: Subject, judgement: TurnJudgement) -> dict[ReviewRea
         found[ReviewReasonEnum.UNSCORED] = {"reason": verdict.reason}
     if attacks := sorted(_ATTACKS.intersection(subject.labels)):
         found[ReviewReasonEnum.ATTACK_FLAGGED] = {"labels": attacks}
-    if judgement.withheld:
+    if judgement.is_suspicious:
         spans = [list(span) for span in judgement.withheld]
         found.setdefault(ReviewReasonEnum.ATTACK_FLAGGED, {})["withheld"] = spans
     if subject.task is None:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -24,6 +24,7 @@ from app.core.errors import ErrorCode, ModelError, StartupError
 from app.core.logging import place_of
 from app.domain.documents import DocumentError
 from app.domain.judging import TurnJudgement
+from app.domain.judging.tasks import Trials
 from app.domain.scoring import Unscored
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
@@ -52,6 +53,7 @@ class Desk:
         judges: the judges of this process.
         counter: counts tokens where a judge does not say.
         concurrency: runs judged at once.
+        trials: when a judge is tried before it is believed.
         held: callbacks wait, because no receiver is set.
         on_told: called after each commit that may have recorded callbacks.
     """
@@ -59,6 +61,7 @@ class Desk:
     judges: Judges
     counter: TokenCounter
     concurrency: int
+    trials: Trials
     held: bool
     on_told: Callable[[], None]
 
@@ -146,7 +149,7 @@ class EvaluationRelay:
         async with get_db_context() as db:
             subject = await read_subject(db, run.id)
         try:
-            judgement = await judge_subject(subject, run, self._desk.judges, self._desk.counter)
+            judgement = await self._ask(subject, run)
         except (ModelError, StartupError, DocumentError) as error:
             patience_s, reason = _when_to_give_up(error)
             log.warning("judge_cannot_be_asked", run=run.id, reason=_said(error), tries=run.tries + 1)
@@ -155,6 +158,11 @@ class EvaluationRelay:
                 return
             judgement = TurnJudgement(None, {}, Unscored(reason), 0, "", ())
         await self._write_down(run, subject, judgement)
+
+    async def _ask(self, subject: Subject, run: ClaimedRun) -> TurnJudgement:
+        if subject.task is not None:
+            subject = replace(subject, task=replace(subject.task, trials=self._desk.trials))
+        return await judge_subject(subject, run, self._desk.judges, self._desk.counter)
 
     async def _write_down(self, run: ClaimedRun, subject: Subject, judgement: TurnJudgement) -> None:
         async def end() -> None:
