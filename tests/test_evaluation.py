@@ -391,6 +391,30 @@ async def test_what_a_run_is_judged_by_may_be_missing_and_the_run_waits(
     assert (event["turn_score"], event["turn_log"]["reason"]) == (None, "what it is judged by cannot be used")
 
 
+async def test_a_worker_that_was_taken_for_dead_ends_nothing_and_its_answers_are_used(
+    start: Start, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    service = start(judge=judge_settings(judge), lease_s=2)
+    judge.next(JudgeReply(delay_s=2))
+    await ask(service, PROMPT)
+    await judge.reaches(1)
+
+    async def fence() -> int:
+        async with get_db_context() as db:
+            owner = int(rows.one("SELECT owner FROM evaluation_runs")["owner"])
+            assert await WorkerRepository(db).fence(owner)
+        return owner
+
+    fenced = await asyncio.to_thread(lambda: service.call(fence()))
+    await asyncio.to_thread(wait_until, lambda: runs(rows)[0]["owner"] not in {None, fenced})
+    await all_done(rows)
+    await asyncio.sleep(2)
+    assert len(await told(core, "turn_evaluation")) == 1
+    assert rows.one("SELECT count(*) AS n FROM prompt_evaluations")["n"] == 1
+    assert rows.one("SELECT count(*) AS n FROM criterion_scores")["n"] == 12
+    assert len([body for body in await told(core, "usage", 2) if body["purpose"] == "evaluation"]) == 1
+
+
 async def test_metrics_tell_of_judgements(judged: Service, judge: ScriptedJudge, rows: Rows) -> None:
     def figure(name: str) -> float:
         lines = httpx.get(f"{judged.url}/metrics").text.splitlines()

@@ -34,6 +34,8 @@ log = structlog.get_logger()
 
 _LOOK_AROUND_S = 1.0
 """How often to look for due runs without having been woken: for those of other processes, and after an outage."""
+_LOOK_AGAIN_S = 0.2
+"""The shortest pause after a look that found nothing: every turn that ends wakes us, also where none is judged."""
 _TIDY_EVERY_S = 5.0
 _STOP_WITHIN_S = 5.0
 _FIRST_RETRY_S = 1.0
@@ -106,7 +108,8 @@ class EvaluationRelay:
                 if time.monotonic() >= tidy_at:
                     await self._tidy()
                     tidy_at = time.monotonic() + _TIDY_EVERY_S
-                await self._claim_and_start()
+                if not await self._claim_and_start():
+                    await asyncio.sleep(_LOOK_AGAIN_S)
             except DATABASE_DOWN as error:
                 log.warning("evaluation_relay_waits_for_database", error=fault(error))
                 tidy_at = 0.0
@@ -123,16 +126,18 @@ class EvaluationRelay:
         if forgotten:
             log.info("judgements_released", runs=forgotten)
 
-    async def _claim_and_start(self) -> None:
+    async def _claim_and_start(self) -> bool:
+        """Start what is due as far as there is room; ``False`` where nothing was."""
         room = self._desk.concurrency - len(self._runs)
         if room <= 0:
-            return  # a run that ends wakes us
+            return True  # a run that ends wakes us
         async with get_db_context() as db:
             claimed = await EvaluationRuns(db).claim(self._worker(), room=room, batch=self._batch)
         for run in claimed:
             task = asyncio.create_task(self._judge(run), name=f"judgement {run.id}")
             self._runs[task] = run
             task.add_done_callback(self._run_ended)
+        return bool(claimed)
 
     def _run_ended(self, task: asyncio.Task[None]) -> None:
         del self._runs[task]
