@@ -3,7 +3,8 @@
 ::
 
     TurnstoneError            what a client may be told: code, message, retryable
-    └── ModelError            the provider failed or refused (``llm_*``)
+    ├── ModelError            the provider failed or refused (``llm_*``)
+    └── DocumentError         a rubric, judge's prompt or policy cannot be used (``domain/documents.py``)
     StartupError              what an operator is told when a command cannot run
     └── ExportError           a file that a command was given cannot be taken
 
