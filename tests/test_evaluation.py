@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,11 +13,13 @@ import psycopg
 import pytest
 
 from app.application.evaluation.basis import default_basis
+from app.application.evaluation.record import RunNotOursError, end_run
 from app.application.turns.ending import FinalTurn
 from app.application.turns.running import TurnRef
 from app.application.turns.settlement import settle
 from app.domain.conversation import FinishReason, TurnStatus, Usage
 from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.evaluation_runs import EvaluationRuns
 from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnEnding
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -413,6 +416,32 @@ async def test_a_worker_that_was_taken_for_dead_ends_nothing_and_its_answers_are
     assert rows.one("SELECT count(*) AS n FROM prompt_evaluations")["n"] == 1
     assert rows.one("SELECT count(*) AS n FROM criterion_scores")["n"] == 12
     assert len([body for body in await told(core, "usage", 2) if body["purpose"] == "evaluation"]) == 1
+
+
+async def test_only_the_worker_that_has_claimed_a_run_and_holds_its_lease_ends_it(
+    database: Database, rows: Rows
+) -> None:
+    turn = await running_turn()
+    await settle(turn, FINAL, held=False, judged_by=await default_basis("openai:x"))
+    async with get_db_context() as db:
+        workers = WorkerRepository(db)
+        one, other = await workers.register("one"), await workers.register("other")
+    async with get_db_context() as db:
+        [run] = await EvaluationRuns(db).claim(one, room=5)
+        assert await EvaluationRuns(db).claim(other, room=5) == []
+    end: dict[str, Any] = {"scores": [], "readings": [], "reviews": {}, "held": False}
+    result = {"status": "scored", "score": 80.0, "advice": "", "reason": None}
+    with pytest.raises(RunNotOursError):
+        await end_run(replace(run, worker=other), "t", result, **end)
+    rows("UPDATE workers SET fenced_at = now() WHERE id = %s", one)
+    with pytest.raises(RunNotOursError):
+        await end_run(run, "t", result, **end)
+    rows("UPDATE workers SET fenced_at = NULL WHERE id = %s", one)
+    assert (runs(rows)[0]["status"], rows("SELECT 1 FROM prompt_evaluations")) == ("waiting", [])
+    await end_run(run, "t", result, **end)
+    with pytest.raises(RunNotOursError):
+        await end_run(run, "t", result, **end)
+    assert rows.one("SELECT count(*) AS n FROM callbacks WHERE type = 'turn_evaluation'")["n"] == 1
 
 
 async def test_metrics_tell_of_judgements(judged: Service, judge: ScriptedJudge, rows: Rows) -> None:

@@ -72,7 +72,8 @@ async def everything_once(rows: Rows, core: FakeCore, turns: int) -> None:
     assert of_turn == each
     assert {b["turn_score"] for b in bodies if b["type"] == "turn_evaluation"} == {80}
     usages = [b for b in bodies if b["type"] == "usage" and b["purpose"] == "evaluation"]
-    assert len(usages) <= turns
+    of_usage = Counter((int(b["session_id"]), b["turn"]) for b in usages)
+    assert set(of_usage.values()) <= {1} and set(of_usage) <= set(each)
     ledger = rows.one(
         "SELECT coalesce(sum(prompt_tokens + completion_tokens), 0) AS n FROM provider_calls"
         " WHERE purpose = 'evaluation'"
