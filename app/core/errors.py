@@ -30,6 +30,8 @@ class ErrorCode(StrEnum):
     TURN_NOT_FOUND = "turn_not_found"
     TURN_IN_PROGRESS = "turn_in_progress"
     TURN_ID_CONFLICT = "turn_id_conflict"
+    NOT_REPLAYABLE = "not_replayable"
+    NOT_IMPLEMENTED = "not_implemented"
     RATE_LIMITED = "rate_limited"
     BUDGET_EXHAUSTED = "budget_exhausted"
     EXAM_CLOSED = "exam_closed"
