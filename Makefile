@@ -10,10 +10,10 @@ UV     := .uv/bin/uv
 MOVED  := $(shell test -s $(READY) && test "$$(cat $(READY))" != "$(CURDIR)" && echo moved)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve worker migrate doctor test test-fast check format schemas bench torture lock clean moved
+.PHONY: help install demo serve worker migrate doctor test test-fast check format schemas bench judge-bench torture lock clean moved
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(TOOLS) ## install what is pinned into .venv, with what tests and checks need
 
@@ -57,6 +57,9 @@ torture: $(TOOLS) ## kill, restart and cut at random instants, and check every p
 
 bench: $(TOOLS) ## measure against the usual way, in one run (ARGS="--quick" for a short one)
 	$(BIN)/python -m bench $(ARGS)
+
+judge-bench: $(TOOLS) ## measure a judge of prompts (ARGS="--judge openai:… --base-url …"; without, one that obeys anything)
+	$(BIN)/python -m judge_bench $(ARGS)
 
 lock: $(UV) ## pin the newest versions that fit pyproject.toml
 	$(UV) pip compile -q --upgrade --universal --generate-hashes --no-emit-index-url --no-header \

@@ -149,7 +149,7 @@ _ENCODINGS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
         re.compile(r"(?:[01]{8}\s?){2,}"),
         lambda run: bytes(int(bits, 2) for bits in re.findall("[01]{8}", run)).decode(),
     ),
-    (re.compile(r"(?:[^\s%]*%[0-9A-F]{2}){3,}[^\s]*", re.IGNORECASE), _percent),
+    (re.compile(r"(?:%[0-9A-F]{2}[^\s%]{0,40}){3,}", re.IGNORECASE), _percent),
     (re.compile(r"(?:\\u[0-9a-f]{4}|\\x[0-9a-f]{2}|&#\d+;|\s){3,}", re.IGNORECASE), _escapes),
     (re.compile(r"(?<![\w.-])[.-]{1,6}(?:[ /]+[.-]{1,6}){4,}(?![\w.-])"), _morse),
 )

@@ -16,7 +16,7 @@ from itertools import pairwise
 from app.domain.judging.readings import acrostic, decoded, readings, with_latin_letters
 from app.domain.judging.talk import ALONE, ENOUGH, HEAVY, is_order, is_suspicious, names_in
 
-_UNIT = re.compile(r"[^\n.!?。…]*(?:[.!?。…]+(?=[\s\"'”’)\]]|[가-힣]|$)|[.!?…]|\n|\Z)[\"'”’)\]}]*\s*")
+_UNIT = re.compile(r"[^\n.!?。…]{0,400}(?:[.!?。…]+(?=[\s\"'”’)\]]|[가-힣]|$)|[.!?…]|\n|\Z|)[\"'”’)\]}]*\s*")
 _CLAUSE = re.compile(r"[^\n,;:()\"“”'‘’—–|]*(?:(?:[,;:()\"“”—–|]|(?<!\w)['‘]|['’](?!\w)|\n)+\s*|['’‘]|\Z)")
 _THIRD_SCRIPT = re.compile("[\u0370-\u05ff\u0600-\u0e7f\u3040-\u30ff\u3400-\u9fff]{2,}|[À-ÖØ-öø-ÿ]")
 _ENGLISH_WORD = re.compile(r"(?<![\w.(])[A-Za-z]{2,}(?![\w(.]\w)")
@@ -82,6 +82,7 @@ _COMMON = frozenset(
     ]
 )
 _LONG_SENTENCE = 7
+_WINDOW = 1_000
 _MANY = 5
 
 
@@ -130,17 +131,19 @@ def is_unusual(text: str) -> bool:
     """Whether a text is of a kind in which no word list finds anything: encoded, in a third language, repeating."""
     encoded = any(
         sum(sign.isalpha() for sign in reading) > 1 and reading not in text and reading.isprintable()
-        for reading in decoded(text)
+        for at in range(0, len(text), _WINDOW)
+        for reading in decoded(text[at : at + 2 * _WINDOW])  # Morse looks like many sentences
     )
     if encoded or _THIRD_SCRIPT.search(text):
         return True
     shapes = Counter(
         re.sub(r"\w+", "w", line.strip())[-12:] for line in re.split(r"[\n,.]", text) if len(line.split()) > 1
     )
-    if max(shapes.values(), default=0) >= _MANY and Counter(re.findall(r"\w+", text)).most_common(1)[0][1] >= _MANY:
+    words = Counter(re.findall(r"\w+", text))
+    if max(shapes.values(), default=0) >= _MANY and max(words.values(), default=0) >= _MANY:
         return True
     sentences = (_ENGLISH_WORD.findall(unit.group()) for unit in _UNIT.finditer(text))
-    return any(len(words) >= _LONG_SENTENCE and not _COMMON & {word.lower() for word in words} for words in sentences)
+    return any(len(said) >= _LONG_SENTENCE and not _COMMON & {word.lower() for word in said} for said in sentences)
 
 
 def talking(text: str) -> list[Passage]:
@@ -157,8 +160,8 @@ def clauses(text: str, sentence: Passage) -> list[Passage]:
 
 def talks_of_judging(text: str) -> bool:
     """Whether a comment or a string names anything of judging at all; stricter than for prose: orders hide there."""
-    units = _units(text, _UNIT, 0, len(text))
-    return any(unit.names or unit.hidden for unit in units) or any(names_in(reading) for reading in readings(text))
+    units = [unit.group() for unit in _UNIT.finditer(text)]
+    return any(names_in(reading) for unit in units for reading in (with_latin_letters(unit), *readings(unit)))
 
 
 def _units(text: str, shape: re.Pattern[str], start: int, end: int) -> Iterator[Passage]:
