@@ -12,9 +12,13 @@ from typing import Any
 
 import structlog
 
+from app.application.evaluation.basis import default_basis
+from app.application.evaluation.judging import Judges
 from app.application.resources import Resources
 from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
+from app.application.services.evaluation_relay import Desk, EvaluationRelay
+from app.application.services.evaluation_service import EvaluationService
 from app.application.turns.generation import Generations
 from app.application.turns.lease import Lease
 from app.application.turns.recovery import Recovery
@@ -25,8 +29,12 @@ from app.core.errors import StartupError
 from app.core.logging import place_of
 from app.core.settings import DatabaseSettings, Settings
 from app.domain.guarding import GuardLabel, policy_refusing
+from app.domain.judging import JudgeClient
+from app.domain.judging.tasks import Trials
 from app.domain.langgraph.graph import build_graph
 from app.infrastructure.cache.redis_client import RedisClient
+from app.infrastructure.llm.judge_client import open_judge
+from app.infrastructure.llm.local_model import LocalModel
 from app.infrastructure.llm.models import OpenedModel, check_remote, history_budget, open_model
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, Bell
@@ -155,7 +163,7 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
 
 @asynccontextmanager
 async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator[CallbackRelay]:
-    """Open what background jobs need, and run them: callbacks are delivered, and turns of dead processes settled.
+    """Open what background jobs need, and run them: delivering callbacks, judging, settling dead processes' turns.
 
     Yields who delivers.
 
@@ -172,15 +180,44 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
             counter, history_budget(settings.llm), held=settings.callbacks.url is None, on_settled=relay.wake
         )
         lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=lambda _: None)
+        judging = EvaluationRelay(open_desk(stack, settings, counter, on_told=relay.wake), lambda: lease.token)
+
+        def on_rung(_: str) -> None:
+            relay.wake()
+            judging.wake()
+
         await _take_lease(stack, lease, recovery)
         _run(
             stack,
             lease.run,
             lambda: _sweep_forever(recovery),
             relay.run,
-            lambda: bell.listen_forever({CALLBACKS: lambda _: relay.wake()}),
+            judging.run,
+            lambda: bell.listen_forever({CALLBACKS: on_rung}),
         )
         yield relay
+
+
+@asynccontextmanager
+async def open_judging(settings: Settings, *, batch: str) -> AsyncIterator[None]:
+    """Judge a batch in this process, on the database that is bound; others that judge take part.
+
+    What is not done when the block ends is left to them.
+    """
+
+    async def leave_turns_to_others() -> None:
+        """They find them by themselves."""
+
+    async with AsyncExitStack() as stack:
+        counter = TokenCounter(settings.judge.model or settings.llm.model)
+        await asyncio.to_thread(counter.load)
+        lease = Lease(settings.lease_s, on_fenced=leave_turns_to_others, on_lost=lambda _: None)
+        desk = open_desk(stack, settings, counter, on_told=lambda: None)
+        relay = EvaluationRelay(desk, lambda: lease.token, batch=batch)
+        await lease.take()
+        stack.push_async_callback(_give_back, lease)
+        _run(stack, lease.run, relay.run)
+        yield
 
 
 async def _start_service(
@@ -189,11 +226,21 @@ async def _start_service(
     held = settings.callbacks.url is None
     relay = CallbackRelay(settings.callbacks, lambda: lease.token)
     bell = Bell(database.dsn)
-    on_settled = relay.wake if settings.worker.embedded else bell.ring
+    desk = open_desk(stack, settings, opened.counter, on_told=relay.wake, local=opened.local)
+    judging = EvaluationRelay(desk, lambda: lease.token)
+    judged_by = await default_basis(settings.judge.model)
+
+    def wake_both() -> None:
+        relay.wake()
+        judging.wake()
+
+    on_settled = wake_both if settings.worker.embedded else bell.ring
     model = Model(opened.client, opened.counter, opened.max_output_tokens, opened.history_tokens)
     guard = policy_refusing(frozenset(map(GuardLabel, settings.guard.refuse)))
     generations = Generations(build_graph(), model.client, guard)
-    runner = TurnRunner(model, state, most_turns=settings.limits.turns, held=held, on_settled=on_settled)
+    runner = TurnRunner(
+        model, state, most_turns=settings.limits.turns, held=held, on_settled=on_settled, judged_by=judged_by
+    )
     recovery = Recovery(model.counter, model.history_tokens, held=held, on_settled=on_settled)
     lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=runner.disown)
     tails = Tails(state)
@@ -205,7 +252,7 @@ async def _start_service(
         lambda: _sweep_forever(recovery, lambda: runner.find_lost(lease.token)),
         lambda: runner.flush_forever(settings.flush_interval_s, lambda: lease.token),
         state.run,
-        relay.run if settings.worker.embedded else bell.send_forever,
+        *((relay.run, judging.run) if settings.worker.embedded else (bell.send_forever,)),
         lambda: bell.listen_forever({CANCELS: lambda turn_pk: runner.cancel_by_pk({int(turn_pk)})}),
     )
     stack.callback(generations.close)
@@ -214,7 +261,33 @@ async def _start_service(
     stack.push_async_callback(runner.drain, settings.shutdown_grace_s)
     _tune_garbage_collector()
     service = EvalService(runner, generations, state, tails, lambda: lease.token)
-    return Resources(settings, database, opened, runner, relay, service, on_settled)
+    evaluations = EvaluationService(judged_by, held=held)
+    return Resources(settings, database, opened, runner, relay, service, evaluations, on_settled)
+
+
+def open_desk(
+    stack: AsyncExitStack,
+    settings: Settings,
+    counter: TokenCounter,
+    *,
+    on_told: Callable[[], None],
+    local: LocalModel | None = None,
+) -> Desk:
+    """What prompts are judged with; judges are opened when the first run needs them, and closed by ``stack``."""
+
+    async def judge(model: str, stack: AsyncExitStack) -> JudgeClient:
+        return await open_judge(settings, model, stack, local=local)
+
+    judges = Judges(judge)
+    stack.push_async_callback(judges.close)
+    return Desk(
+        judges,
+        counter,
+        settings.judge.concurrency,
+        Trials(settings.judge.trials),
+        held=settings.callbacks.url is None,
+        on_told=on_told,
+    )
 
 
 async def _take_lease(stack: AsyncExitStack, lease: Lease, recovery: Recovery) -> None:

@@ -14,7 +14,7 @@ from app.core.settings import Settings
 from app.presentation.api import problems, webhooks
 from app.presentation.api.auth import Gate
 from app.presentation.api.limits import BodyLimit
-from app.presentation.api.routes import callbacks, chat, events, health, pages, sessions, vibecode
+from app.presentation.api.routes import callbacks, chat, evaluations, events, health, pages, sessions, vibecode
 
 
 def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
@@ -39,7 +39,15 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.limits.frame_bytes)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(problems.LastResort)  # added last, it stands first
-    for router in (chat.router, events.router, sessions.router, callbacks.router, health.router, pages.router):
+    for router in (
+        chat.router,
+        events.router,
+        sessions.router,
+        evaluations.router,
+        callbacks.router,
+        health.router,
+        pages.router,
+    ):
         app.include_router(router)
     if settings.callbacks.profile == "vibecode":
         app.include_router(vibecode.router)

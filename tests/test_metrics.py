@@ -27,6 +27,8 @@ COUNTERS = {
     "turnstone_callback_tries",
     "turnstone_leases_lost",
     "turnstone_job_failures",
+    "turnstone_judge_calls",
+    "turnstone_judgements",
 }
 GAUGES = {
     "turnstone_turns_running",
@@ -35,6 +37,8 @@ GAUGES = {
     "turnstone_callback_age_seconds",
     "turnstone_callback_circuit_open",
     "turnstone_callbacks_failed",
+    "turnstone_judgements_waiting",
+    "turnstone_judgement_age_seconds",
     "turnstone_database_connections_in_use",
     "turnstone_database_connections_max",
 }
@@ -45,6 +49,7 @@ HISTOGRAMS = {
     "turnstone_cancel_seconds",
     "turnstone_flush_seconds",
     "turnstone_callback_latency_seconds",
+    "turnstone_judge_call_seconds",
 }
 LABELS = {
     "status": {"completed", "cancelled", "failed", "interrupted"},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
+from app.application.services.evaluation_service import EvaluationService
 from app.application.turns.runner import TurnRunner
 from app.core.settings import Settings
 from app.infrastructure.llm.models import OpenedModel
@@ -17,7 +18,8 @@ from app.infrastructure.persistence.session import Database
 class Resources:
     """Everything that is open in this process and that requests need.
 
-    ``wake_delivery`` tells whoever delivers callbacks, here or in another process, that there is something to send.
+    ``wake_delivery`` tells whoever does the background jobs, here or in another process, that there is something to
+    send or to judge.
     """
 
     settings: Settings
@@ -26,4 +28,5 @@ class Resources:
     runner: TurnRunner
     relay: CallbackRelay
     service: EvalService
+    evaluations: EvaluationService
     wake_delivery: Callable[[], None]

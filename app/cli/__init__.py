@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import typer
 
-from app.cli import callbacks, fake_core, rubric, running, sessions, usage
+from app.cli import callbacks, evaluate, fake_core, review, rubric, running, sessions, usage
 from app.cli.console import database_down, fail
 from app.cli.reconcile import reconcile
 from app.core.errors import StartupError
@@ -26,6 +26,8 @@ cli.add_typer(sessions.cli, name="sessions")
 usage.cli.command("reconcile")(reconcile)
 cli.add_typer(usage.cli, name="usage")
 cli.add_typer(rubric.cli, name="rubric")
+cli.add_typer(evaluate.cli, name="evaluate")
+cli.add_typer(review.cli, name="review")
 
 
 def main() -> None:

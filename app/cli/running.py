@@ -40,7 +40,7 @@ def serve_command(
 
 @cli.command("worker")
 def worker_command() -> None:
-    """Run the background jobs alone: callbacks are delivered, and turns of dead processes settled."""
+    """Run the background jobs alone: callbacks are delivered, prompts judged, and turns of dead processes settled."""
     with loading("starting the background jobs"):
         settings = read_settings()
         from app.server import run

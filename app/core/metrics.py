@@ -37,6 +37,13 @@ CIRCUIT_OPEN = Gauge(
     "turnstone_callback_circuit_open",
     "Whether nobody answers at Core's address, and this process waits with its tries (1)",
 )
+JUDGE_CALLS = Counter("turnstone_judge_calls_total", "Calls to a judge, by outcome", ["outcome"])
+JUDGE_LATENCY = Histogram(
+    "turnstone_judge_call_seconds", "One answered call to a judge", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+)
+JUDGEMENTS = Counter("turnstone_judgements_total", "Judgements made, by what came of them", ["status"])
+JUDGEMENTS_WAITING = Gauge("turnstone_judgements_waiting", "Judgements to be made (all processes)")
+JUDGEMENT_AGE = Gauge("turnstone_judgement_age_seconds", "Age of the oldest judgement to be made")
 POOL_IN_USE = Gauge("turnstone_database_connections_in_use", "Connections taken from this process's pool")
 POOL_SIZE = Gauge("turnstone_database_connections_max", "Size of this process's pool")
 LEASE_LOST = Counter("turnstone_leases_lost_total", "Times this process was fenced by another one")

@@ -30,7 +30,7 @@ from app.domain.turn_log import Failed
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
-from app.infrastructure.repositories.turn_repository import CallRecord, TurnEnding, TurnRepository
+from app.infrastructure.repositories.turn_repository import CallRecord, JudgedBy, TurnEnding, TurnRepository
 
 log = structlog.get_logger()
 
@@ -58,7 +58,8 @@ class TurnRunner:
         state: the live-turn store, where running turns are found.
         most_turns: how many may run at once.
         held: callbacks are held, because no receiver is set.
-        on_settled: called after each commit that may have recorded callbacks.
+        on_settled: called after each commit that may have recorded callbacks or a judgement to make.
+        judged_by: what prompts are judged by, where their exam does not say.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class TurnRunner:
         most_turns: int,
         held: bool,
         on_settled: Callable[[], None],
+        judged_by: JudgedBy | None = None,
     ) -> None:
         self.model = model
         self._state = state
         self._most_turns = most_turns
         self._held = held
         self._on_settled = on_settled
+        self._judged_by = judged_by
         self._turns: dict[TurnKey, RunningTurn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[int] = set()
@@ -254,7 +257,7 @@ class TurnRunner:
         pause = _FIRST_RETRY_S
         while True:
             try:
-                await settle(turn.ref, final, held=self._held)
+                await settle(turn.ref, final, held=self._held, judged_by=self._judged_by)
             except NotOursError:
                 return False
             except DATABASE_DOWN as error:

@@ -9,21 +9,25 @@ from app.core import metrics
 from app.domain.conversation import TurnStatus
 from app.infrastructure.persistence.models import PromptRoleEnum
 from app.infrastructure.persistence.session import get_db_context
+from app.infrastructure.repositories.evaluation_repository import JUDGED_ENDINGS
 from app.infrastructure.repositories.session_repository import SessionRepository
-from app.infrastructure.repositories.turn_repository import TurnRepository
+from app.infrastructure.repositories.turn_repository import JudgedBy, TurnRepository
 
 
 class NotOursError(Exception):
     """The turn has ended already, or belongs to somebody else by now. Nothing was written."""
 
 
-async def settle(ref: TurnRef, final: FinalTurn, *, held: bool, after_fencing: bool = False) -> None:
+async def settle(
+    ref: TurnRef, final: FinalTurn, *, held: bool, judged_by: JudgedBy | None = None, after_fencing: bool = False
+) -> None:
     """Store a turn's ending and what follows from it.
 
     Args:
         ref: the turn.
         final: its ending.
         held: callbacks wait, because no receiver is set.
+        judged_by: what its prompt is judged by, where the exam does not say.
         after_fencing: the turn's owner is fenced and somebody else ends it.
 
     Raises:
@@ -33,7 +37,13 @@ async def settle(ref: TurnRef, final: FinalTurn, *, held: bool, after_fencing: b
     async with get_db_context() as db:
         sessions, turns = SessionRepository(db), TurnRepository(db)
         if not await turns.settle(
-            ref.pk, ref.session_id, ref.owner, final.row, final.calls, after_fencing=after_fencing
+            ref.pk,
+            ref.session_id,
+            ref.owner,
+            final.row,
+            final.calls,
+            judged_by=judged_by if final.row.finish_reason in JUDGED_ENDINGS else None,
+            after_fencing=after_fencing,
         ):
             raise NotOursError
         if final.text:

@@ -43,7 +43,7 @@ _request_cancel = """
 _settle = """
     WITH session AS (
         UPDATE prompt_sessions SET total_tokens = total_tokens + %(prompt_tokens)s + %(completion_tokens)s
-        WHERE id = %(session_id)s RETURNING id
+        WHERE id = %(session_id)s RETURNING id, exam_id
     ), ended AS (
         UPDATE prompt_turns SET
             status = %(status)s, finish_reason = %(finish_reason)s, error_code = %(error_code)s,
@@ -56,7 +56,7 @@ _settle = """
         WHERE prompt_turns.id = %(turn_pk)s AND prompt_turns.session_id = session.id AND owner = %(owner)s
           AND status = 'running'
           AND {whose} (SELECT 1 FROM workers WHERE workers.id = %(owner)s AND fenced_at IS NULL)
-        RETURNING prompt_turns.id, prompt_turns.session_id, prompt_turns.turn
+        RETURNING prompt_turns.id, prompt_turns.session_id, prompt_turns.turn, exam_version, session.exam_id
     ), cleared AS (
         DELETE FROM turn_chunks USING ended WHERE turn_pk = ended.id
     ), called AS (
@@ -67,6 +67,22 @@ _settle = """
             %(cached)s::int[], %(reasoned)s::int[], %(sources)s::text[], %(tokenizers)s::text[],
             %(approximates)s::boolean[], %(outcomes)s::text[], %(refs)s::text[]
         ) AS call
+    ), to_judge AS (
+        INSERT INTO evaluation_runs (session_id, turn, revision, status,
+                                     rubric_hash, prompt_hash, policy_hash, settings)
+        SELECT ended.session_id, ended.turn, 1, 'waiting',
+            coalesce(exam.settings ->> 'rubric', %(rubric)s::text),
+            coalesce(
+                exam.settings ->> 'judge_prompt',
+                CASE WHEN exam.settings ->> 'language' = 'ko' THEN %(prompt_ko)s::text ELSE %(prompt_en)s::text END
+            ),
+            coalesce(exam.settings ->> 'score_policy', %(policy)s::text),
+            jsonb_strip_nulls(jsonb_build_object(
+                'model', coalesce(exam.settings ->> 'judge_model', %(judge_model)s::text),
+                'samples', exam.settings -> 'samples'
+            ))
+        FROM ended LEFT JOIN exam_versions AS exam ON exam.exam_id = ended.exam_id AND exam.version = ended.exam_version
+        WHERE %(judged)s::boolean AND coalesce(exam.settings ->> 'judge_model', %(judge_model)s::text) IS NOT NULL
     )
     SELECT id FROM ended
     """
@@ -123,6 +139,20 @@ class TurnEnding:
     lengths: Sequence[int] = ()
     first_token_ms: int | None = None
     duration_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedBy:
+    """What prompts are judged by where their exam does not say: hashes of documents, and the judge's ``model``.
+
+    Without a model only those are judged whose exam names one.
+    """
+
+    rubric: str
+    prompt_en: str
+    prompt_ko: str
+    policy: str
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +214,12 @@ class TurnRepository:
         ending: TurnEnding,
         calls: Sequence[CallRecord] = (),
         *,
+        judged_by: JudgedBy | None = None,
         after_fencing: bool = False,
     ) -> bool:
         """Write a turn's ending, its calls' rows in the ledger and the session's total, in one statement.
+
+        With ``judged_by`` the prompt's judgement is recorded too, to be made by and by, if there is a judge for it.
 
         ``False`` when it is not the owner's to end any more: it has ended, or the owner was fenced. The transaction has
         to be given up then, for it may have counted the turn's tokens. With ``after_fencing`` somebody else ends it in
@@ -221,6 +254,12 @@ class TurnRepository:
                 "tokenizers": [call.tokenizer for call in calls],
                 "approximates": [call.approximate for call in calls],
                 "outcomes": [call.outcome for call in calls],
+                "judged": judged_by is not None,
+                "judge_model": judged_by and judged_by.model,
+                "rubric": judged_by and judged_by.rubric,
+                "prompt_en": judged_by and judged_by.prompt_en,
+                "prompt_ko": judged_by and judged_by.prompt_ko,
+                "policy": judged_by and judged_by.policy,
                 "refs": [call.provider_ref for call in calls],
             },
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import func, insert, select, update
 
-from app.infrastructure.persistence.models import CallbackLane, Worker
+from app.infrastructure.persistence.models import CallbackLane, EvaluationRun, RunStatusEnum, Worker
 from app.infrastructure.persistence.session import Transaction
 
 _sweep = """
@@ -47,7 +47,7 @@ class WorkerRepository:
         return [(row.id, row.beats) for row in await self._db.execute(statement)]
 
     async def fence(self, worker_id: int, *, seen_beats: int | None = None) -> bool:
-        """End a lease and free the lanes it had claimed.
+        """End a lease and free the lanes and the judgements it had claimed.
 
         With ``seen_beats`` only if it has not been renewed since: ``False`` when it has, or was fenced already. Waits
         for a flush or a renewal of the owner that is under way.
@@ -68,6 +68,12 @@ class WorkerRepository:
             update(CallbackLane)
             .where(CallbackLane.claimed_by == worker_id)
             .values(claimed_by=None)
+            .execution_options(synchronize_session=False)
+        )
+        await self._db.execute(
+            update(EvaluationRun)
+            .where(EvaluationRun.owner == worker_id, EvaluationRun.status == RunStatusEnum.WAITING)
+            .values(owner=None)
             .execution_options(synchronize_session=False)
         )
         return True

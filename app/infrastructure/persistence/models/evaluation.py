@@ -32,6 +32,7 @@ class EvaluationRun(Base):
     A later judgement of the same turn is another row with a higher ``revision``. ``owner`` is the worker that has
     claimed it; the claim ends with the worker's lease. What it is judged by is fixed when it is recorded: documents by
     hash, ``settings`` with the number of samples and the judge's model. ``result`` holds what came out of it.
+    ``batch`` names those that were asked for together; they have become known (``published``) once somebody said so.
     """
 
     __tablename__ = "evaluation_runs"
@@ -43,6 +44,7 @@ class EvaluationRun(Base):
     status: Mapped[RunStatusEnum] = mapped_column(word_of(RunStatusEnum, "status"))
     cause: Mapped[str] = mapped_column(String(16), server_default="turn")
     asked_by: Mapped[str | None] = mapped_column(Text)
+    batch: Mapped[str | None] = mapped_column(String(32))
     rubric_hash: Mapped[str | None] = mapped_column(String(64))
     prompt_hash: Mapped[str | None] = mapped_column(String(64))
     policy_hash: Mapped[str | None] = mapped_column(String(64))
@@ -57,7 +59,8 @@ class EvaluationRun(Base):
 
     __table_args__ = (
         UniqueConstraint("session_id", "turn", "revision"),
-        Index("ix_evaluation_runs_waiting", "due_at", postgresql_where="status = 'waiting'"),
+        Index("ix_evaluation_runs_waiting", "cause", "due_at", postgresql_where="status = 'waiting'"),
+        Index("ix_evaluation_runs_batch", "batch", postgresql_where="batch IS NOT NULL"),
         CheckConstraint("cause IN ('turn', 'rerun', 'appeal')", name="cause"),
     )
 
@@ -66,7 +69,8 @@ class JudgeCall(Base):
     """One call to a judge, or the use of an earlier one's answer (``cached``).
 
     ``input_hash`` is of everything that decides the answer: model, parameters, messages. ``parsed`` is null where the
-    answer could not be read; then ``error`` says why.
+    answer could not be read, or none came (``raw_answer`` is empty); then ``error`` says why. ``attempt`` counts the
+    calls of one sample from 1. ``source`` says whose figures the tokens are.
     """
 
     __tablename__ = "judge_calls"
@@ -85,12 +89,13 @@ class JudgeCall(Base):
     prompt_tokens: Mapped[int] = mapped_column(server_default="0")
     completion_tokens: Mapped[int] = mapped_column(server_default="0")
     cached_tokens: Mapped[int] = mapped_column(server_default="0")
+    source: Mapped[str] = mapped_column(String(16), server_default="provider")
     latency_ms: Mapped[int]
     created_at: Mapped[Moment]
 
     __table_args__ = (
         UniqueConstraint("run_id", "sample", "attempt"),
-        Index("ix_judge_calls_answered", "input_hash", postgresql_where="parsed IS NOT NULL"),
+        Index("ix_judge_calls_answered", "input_hash", postgresql_where="raw_answer <> ''"),
     )
 
 
@@ -140,13 +145,17 @@ class ReviewItem(Base):
 
 
 class ScoreOverride(Base):
-    """A person's score of a turn (0 to 100). It stands beside the machine's; the latest one counts."""
+    """A person's score of a turn (0 to 100). It stands beside the machine's; the latest one counts.
+
+    ``revision`` is that of the event that told of it; runs and overrides of a turn share their numbers.
+    """
 
     __tablename__ = "score_overrides"
 
     id: Mapped[BigId]
     session_id: Mapped[int] = mapped_column(ForeignKey("prompt_sessions.id", ondelete="CASCADE"))
     turn: Mapped[int]
+    revision: Mapped[int] = mapped_column(server_default="1")
     score: Mapped[float] = mapped_column(Numeric(asdecimal=False))
     reason: Mapped[str] = mapped_column(Text)
     person: Mapped[str] = mapped_column(Text)

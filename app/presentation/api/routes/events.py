@@ -17,6 +17,7 @@ from app.core.errors import ErrorCode, TurnstoneError
 from app.domain.turn_log import Piece
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.turn_repository import TurnRepository
+from app.presentation.api.paths import ANY_TEXT
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.api.routes.sessions import SessionId
 from app.presentation.schemas.frames import TurnFrames, check_turn_id, session_id_of
@@ -30,7 +31,7 @@ Seq = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
 
 
 @router.get(
-    "/sessions/{session_id}/turns/{turn_id:any_text}/events",
+    f"/sessions/{{session_id}}/turns/{{turn_id:{ANY_TEXT}}}/events",
     responses={
         200: {
             "description": "The frames of the WebSocket, as server-sent events or, if JSON is accepted, a list",

@@ -18,6 +18,7 @@ from app.core.errors import ErrorCode, TurnstoneError
 from app.infrastructure.persistence.migrate import state_from
 from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
 from app.infrastructure.repositories.callback_repository import CallbackRepository
+from app.infrastructure.repositories.evaluation_repository import EvaluationRepository
 from app.presentation.api.problems import problem
 from app.presentation.schemas.bodies import Problem
 
@@ -91,9 +92,12 @@ async def show_metrics(request: Request) -> PlainTextResponse:
     try:
         async with get_db_context() as db:
             count, age, failed = await CallbackRepository(db).waiting()
+            to_judge, judgement_age = await EvaluationRepository(db).waiting()
         metrics.CALLBACKS_WAITING.set(count)
         metrics.CALLBACK_AGE.set(age)
         metrics.CALLBACKS_FAILED.set(failed)
+        metrics.JUDGEMENTS_WAITING.set(to_judge)
+        metrics.JUDGEMENT_AGE.set(judgement_age)
     except DATABASE_DOWN:
         pass  # the last known figures stay; readyz tells of the outage
     return PlainTextResponse(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from starlette.convertors import Convertor, register_url_convertor
 
 from app.application.turns.reading import ended
 from app.core.errors import ErrorCode, TurnstoneError
@@ -14,6 +13,7 @@ from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnRepository
 from app.presentation.api.paging import EMPTY_IS_NONE, Cursor, Limit, page
+from app.presentation.api.paths import ANY_TEXT
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import (
     ExamBody,
@@ -25,21 +25,6 @@ from app.presentation.schemas.bodies import (
     TurnBody,
 )
 from app.presentation.schemas.frames import check_turn_id, session_id_of
-
-
-class _AnyText(Convertor[str]):
-    """What clients may call a turn: slashes, as with ``path``, and line breaks."""
-
-    regex = r"[\s\S]*"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("any_text", _AnyText())
 
 router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["sessions"])
 
@@ -91,7 +76,7 @@ async def list_messages(session_id: SessionId, cursor: Cursor = 0, limit: Limit 
     )
 
 
-@router.post("/sessions/{session_id}/turns/{turn_id:any_text}/cancel")
+@router.post(f"/sessions/{{session_id}}/turns/{{turn_id:{ANY_TEXT}}}/cancel")
 async def cancel_turn(session_id: SessionId, turn_id: str, request: Request) -> TurnBody:
     """Stop a turn; answers when it has ended. A turn that had ended before stays as it was."""
     check_turn_id(turn_id)

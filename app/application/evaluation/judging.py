@@ -1,0 +1,189 @@
+"""One run is judged: every answer is kept before it is used, and none is asked for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import NamedTuple, TypeVar
+
+import structlog
+
+from app.application.evaluation.subject import Subject
+from app.core import metrics
+from app.core.errors import ErrorCode, ModelError
+from app.domain.conversation import Usage
+from app.domain.documents import DocumentError
+from app.domain.judging import JudgeAnswer, JudgeClient, JudgeRequest, TurnJudgement, judge_turn
+from app.domain.scoring import Unscored
+from app.infrastructure.llm.tokens import TokenCounter
+from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.repositories.evaluation_runs import ClaimedRun, EvaluationRuns, KeptCall
+
+log = structlog.get_logger()
+
+NO_JUDGE = Unscored("no judge is set")
+_DATABASE_PAUSE_S = 1.0
+Result = TypeVar("Result")
+
+
+class _Place(NamedTuple):
+    """Which sample asks, and how often it has asked the very same before."""
+
+    sample: int
+    place: int
+
+
+class Judges:
+    """The judges of one process by their model, each opened when it is first needed.
+
+    Args:
+        open_judge: opens one; raises `StartupError` where it cannot be used.
+    """
+
+    def __init__(self, open_judge: Callable[[str, AsyncExitStack], Awaitable[JudgeClient]]) -> None:
+        self._open = open_judge
+        self._clients: dict[str, JudgeClient] = {}
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+
+    async def get(self, model: str) -> JudgeClient:
+        """The judge of that model."""
+        async with self._opening:
+            if model not in self._clients:
+                self._clients[model] = await self._open(model, self._stack)
+        return self._clients[model]
+
+    async def close(self) -> None:
+        """Close those that were opened."""
+        self._clients.clear()
+        await self._stack.aclose()
+
+
+class KeepingClient:
+    """A judge whose answers are kept as they come, each in a transaction of its own, and never asked for twice.
+
+    So a run that is interrupted goes on where it was, and one that is made again from what is kept has the same result,
+    bit by bit. The n-th time a run asks the very same thing it gets the n-th answer to it.
+    """
+
+    def __init__(self, judge: JudgeClient, run: ClaimedRun, counter: TokenCounter) -> None:
+        self._judge = judge
+        self._run = run
+        self._counter = counter
+        self._asked: Counter[tuple[int, str]] = Counter()
+
+    @property
+    def model(self) -> str:
+        """The judge's."""
+        return self._judge.model
+
+    async def aclose(self) -> None:
+        """Nothing is open here."""
+
+    async def complete(self, request: JudgeRequest) -> JudgeAnswer:
+        """An answer that is kept, or else the judge's.
+
+        Raises:
+            ModelError: as the judge does; that it failed is kept too.
+        """
+        sample = int(request.parameters["seed"])
+        place = self._asked[sample, request.input_hash]
+        self._asked[sample, request.input_hash] += 1
+        async with get_db_context() as db:
+            known = await EvaluationRuns(db).known_answers(self._run, sample, request.input_hash)
+        at = _Place(sample, place)
+        if place < len(known.ours):
+            return JudgeAnswer(known.ours[place], None, 0)
+        if place < len(known.others):
+            await self._keep(request, at, raw=known.others[place], cached=True)
+            metrics.JUDGE_CALLS.labels("cached").inc()
+            return JudgeAnswer(known.others[place], None, 0)
+        return await self._ask(request, at)
+
+    async def _ask(self, request: JudgeRequest, at: _Place) -> JudgeAnswer:
+        begun = time.monotonic()
+        try:
+            answer = await self._judge.complete(request)
+        except ModelError as error:
+            metrics.JUDGE_CALLS.labels(error.code.value).inc()
+            # A judge that fell silent may have worked, and be paid for it; one that refused has not.
+            usage = self._counted(request, "") if error.code is ErrorCode.LLM_TIMEOUT else Usage()
+            elapsed = round((time.monotonic() - begun) * 1000)
+            await self._keep(request, at, error=error.code.value, usage=usage, latency_ms=elapsed)
+            raise
+        raw = _storable(answer.raw)
+        metrics.JUDGE_CALLS.labels("answered").inc()
+        metrics.JUDGE_LATENCY.observe(time.monotonic() - begun)
+        usage = answer.usage or self._counted(request, raw)
+        await self._keep(request, at, raw=raw, usage=usage, latency_ms=answer.latency_ms)
+        return JudgeAnswer(raw, answer.usage, answer.latency_ms)
+
+    def _counted(self, request: JudgeRequest, raw: str) -> Usage:
+        return Usage(self._counter.count_messages(request.messages).tokens, self._counter.count(raw).tokens)
+
+    async def _keep(
+        self,
+        request: JudgeRequest,
+        at: _Place,
+        *,
+        raw: str = "",
+        error: str | None = None,
+        usage: Usage = Usage(),  # noqa: B008  # frozen
+        latency_ms: int = 0,
+        cached: bool = False,
+    ) -> None:
+        call = KeptCall(
+            run_id=self._run.id,
+            sample=at.sample,
+            place=at.place,
+            input_hash=request.input_hash,
+            model=self.model,
+            parameters=dict(request.parameters),
+            raw_answer=raw,
+            error=error,
+            usage=usage,
+            latency_ms=latency_ms,
+            cached=cached,
+        )
+
+        async def keep() -> bool:
+            async with get_db_context() as db:
+                return await EvaluationRuns(db).keep_call(call)
+
+        if not await when_database_is_there(keep):
+            log.warning("judge_call_not_kept", run=self._run.id)
+
+
+async def judge_subject(subject: Subject, run: ClaimedRun, judges: Judges, counter: TokenCounter) -> TurnJudgement:
+    """Judge a prompt; one that the guard refused by the policy's word alone, without a judge.
+
+    Raises:
+        ModelError: the judge cannot be asked now. What it has answered is kept.
+        StartupError: it cannot be opened.
+        DocumentError: what it is to judge by cannot be used.
+    """
+    if subject.task is None:
+        raise DocumentError(subject.fault or "There is nothing to judge by")
+    if subject.refused:
+        return TurnJudgement(None, {}, subject.task.policy.refused(), 0, "", ())
+    if subject.model is None:
+        return TurnJudgement(None, {}, NO_JUDGE, 0, "", ())
+    return await judge_turn(KeepingClient(await judges.get(subject.model), run, counter), subject.task)
+
+
+async def when_database_is_there(action: Callable[[], Awaitable[Result]]) -> Result:
+    """Do it again until the database takes it: what a judge has said must not be lost to a database that restarts."""
+    while True:
+        try:
+            return await action()
+        except DATABASE_DOWN as error:
+            log.warning("judgement_waits_for_database", error=fault(error))
+            await asyncio.sleep(_DATABASE_PAUSE_S)
+
+
+def _storable(text: str) -> str:
+    """A text as PostgreSQL has room for: no NUL, and no half of a surrogate pair."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

@@ -1,0 +1,99 @@
+"""What a run is about: everything that is read before a judge is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from app.domain.conversation import FinishReason, TurnId
+from app.domain.documents import DocumentError
+from app.domain.judging import JudgeTask
+from app.domain.model_client import ChatMessage
+from app.domain.rubric import LANGUAGES, Language, Rubric
+from app.domain.scoring import ScorePolicy
+from app.infrastructure.persistence.models import EvaluationRun, PromptRoleEnum
+from app.infrastructure.persistence.session import Transaction
+from app.infrastructure.repositories.document_repository import DocumentRepository
+from app.infrastructure.repositories.evaluation_repository import EvaluationRepository
+from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.turn_repository import TurnRepository
+
+_CONTEXT_TOKENS = 6_000
+"""Of the conversation before the prompt; what is older says little of it and costs each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A prompt to be judged, and by what.
+
+    Attributes:
+        run: as it was recorded.
+        turn_id: the client's id of the turn.
+        refused: the guard stood in the prompt's way.
+        labels: what the guard found in it.
+        exam_version: of the exam's settings that the turn ran under, where it has any.
+        model: the judge, ``provider:model``; ``None`` where nobody has named one.
+        task: what the judge is asked; ``None`` where it cannot be put together, for the reason ``fault``.
+    """
+
+    run: EvaluationRun
+    turn_id: TurnId
+    refused: bool
+    labels: tuple[str, ...]
+    exam_version: int | None
+    model: str | None
+    task: JudgeTask | None
+    fault: str | None = None
+
+
+async def read_subject(db: Transaction, run_id: int) -> Subject:
+    """Read what a run is about."""
+    evaluations, sessions, turns = EvaluationRepository(db), SessionRepository(db), TurnRepository(db)
+    run = await evaluations.get_run(run_id)
+    assert run is not None, "it was claimed, and runs are not removed but with their session"
+    turn, session = await evaluations.turn(run.session_id, run.turn), await sessions.get_session(run.session_id)
+    assert turn is not None and session is not None, "a run is recorded with its turn"
+    version = turn.exam_version
+    exam = await evaluations.exam_version(session.exam_id, version) if version is not None else None
+    problem_text = exam.problem_text if exam is not None else await sessions.problem_text(session.exam_id)
+    history = await sessions.history(run.session_id, before_turn=run.turn, token_budget=_CONTEXT_TOKENS)
+    context = [
+        ChatMessage("user" if message.role is PromptRoleEnum.USER else "assistant", message.content)
+        for message in sorted(history, key=lambda message: (message.turn, message.role is PromptRoleEnum.ASSISTANT))
+    ]
+    subject = Subject(
+        run=run,
+        turn_id=int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id,
+        refused=turn.finish_reason is FinishReason.REFUSED,
+        labels=tuple(sorted(turn.labels or ())),
+        exam_version=version,
+        model=run.settings.get("model"),
+        task=None,
+    )
+    try:
+        judged_by = await _judged_by(db, run, language=_language(exam.settings if exam is not None else {}))
+    except DocumentError as error:
+        return replace(subject, fault=error.message)
+    message = await turns.user_message(turn) or ""
+    task = replace(judged_by, message=message, context=tuple(context), problem_text=problem_text or None)
+    return replace(subject, task=task)
+
+
+async def _judged_by(db: Transaction, run: EvaluationRun, *, language: Language) -> JudgeTask:
+    if run.rubric_hash is None or run.prompt_hash is None or run.policy_hash is None:
+        raise DocumentError("The run does not say what it is judged by")
+    documents = DocumentRepository(db)
+    policy = ScorePolicy.parse(await documents.content("policy", run.policy_hash))
+    samples = run.settings.get("samples")
+    return JudgeTask(
+        message="",
+        context=(),
+        problem_text=None,
+        language=language,
+        rubric=Rubric.parse(await documents.content("rubric", run.rubric_hash)),
+        policy=replace(policy, samples=samples) if samples else policy,
+        prompt=await documents.content("prompt", run.prompt_hash),
+    )
+
+
+def _language(settings: dict[str, object]) -> Language:
+    return next((language for language in LANGUAGES if language == settings.get("language")), "en")

@@ -1,0 +1,215 @@
+"""Makes judgements: claims runs that are due, asks the judge, writes down what came of it.
+
+No transaction is open while a judge is asked. What it answers is kept at once; so a process that dies loses no more
+than the one call that was under way, and whoever takes the run over goes on from there. A run ends once: its owner
+writes the end, with all that follows from it, while it holds its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import structlog
+
+from app.application.evaluation.judging import Judges, judge_subject, when_database_is_there
+from app.application.evaluation.outcome import kept_scores, readings, review_reasons, turn_log
+from app.application.evaluation.record import RunNotOursError, end_run
+from app.application.evaluation.subject import Subject, read_subject
+from app.core.errors import ErrorCode, ModelError, StartupError
+from app.core.logging import place_of
+from app.domain.documents import DocumentError
+from app.domain.judging import TurnJudgement
+from app.domain.judging.tasks import Trials
+from app.domain.scoring import Unscored
+from app.infrastructure.llm.tokens import TokenCounter
+from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.repositories.evaluation_runs import ClaimedRun, EvaluationRuns
+
+log = structlog.get_logger()
+
+_LOOK_AROUND_S = 1.0
+"""How often to look for due runs without having been woken: for those of other processes, and after an outage."""
+_LOOK_AGAIN_S = 0.2
+"""The shortest pause after a look that found nothing: every turn that ends wakes us, also where none is judged."""
+_TIDY_EVERY_S = 5.0
+_STOP_WITHIN_S = 5.0
+_FIRST_RETRY_S = 1.0
+_LONGEST_RETRY_S = 300.0
+_JITTER = 1.2
+_GIVE_UP_AFTER_S = 86_400.0
+"""A judge that is away for a day: the turn is unscored, people are asked, and a re-run can be made when it is back."""
+_GIVE_UP_REJECTED_AFTER_S = 3_600.0
+"""A judge that refuses the request itself mostly does so for ever; for an hour it may be a setting somebody mends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What runs are judged with.
+
+    Attributes:
+        judges: the judges of this process.
+        counter: counts tokens where a judge does not say.
+        concurrency: runs judged at once.
+        trials: when a judge is tried before it is believed.
+        held: callbacks wait, because no receiver is set.
+        on_told: called after each commit that may have recorded callbacks.
+    """
+
+    judges: Judges
+    counter: TokenCounter
+    concurrency: int
+    trials: Trials
+    held: bool
+    on_told: Callable[[], None]
+
+
+class EvaluationRelay:
+    """The judging loop of one process.
+
+    Args:
+        desk: what runs are judged with.
+        worker: gives the id under which runs are claimed now (it changes when this process has lost its lease).
+        batch: only runs of this batch.
+    """
+
+    def __init__(self, desk: Desk, worker: Callable[[], int], *, batch: str | None = None) -> None:
+        self._desk = desk
+        self._worker = worker
+        self._batch = batch
+        self._woken = asyncio.Event()
+        self._runs: dict[asyncio.Task[None], ClaimedRun] = {}
+
+    def wake(self) -> None:
+        """Something was committed: look now."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Judge until cancelled. Calls under way get a moment; what they would have brought is asked for again."""
+        try:
+            await self._loop()
+        finally:
+            if self._runs:
+                await asyncio.wait(self._runs, timeout=_STOP_WITHIN_S)
+            tasks = list(self._runs)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _loop(self) -> None:
+        tidy_at = 0.0
+        while True:
+            self._woken.clear()
+            try:
+                if time.monotonic() >= tidy_at:
+                    await self._tidy()
+                    tidy_at = time.monotonic() + _TIDY_EVERY_S
+                if not await self._claim_and_start():
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+            except DATABASE_DOWN as error:
+                log.warning("evaluation_relay_waits_for_database", error=fault(error))
+                tidy_at = 0.0
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_AROUND_S):
+                    await self._woken.wait()
+
+    async def _tidy(self) -> None:
+        """Release claims that nobody here knows of, left by a commit whose answer was lost, or by a bug."""
+        worker = self._worker()
+        async with get_db_context() as db:
+            ours = {run.id for run in self._runs.values() if run.worker == worker}
+            forgotten = await EvaluationRuns(db).release_forgotten(worker, ours)
+        if forgotten:
+            log.info("judgements_released", runs=forgotten)
+
+    async def _claim_and_start(self) -> bool:
+        """Start what is due as far as there is room; ``False`` where nothing was."""
+        room = self._desk.concurrency - len(self._runs)
+        if room <= 0:
+            return True  # a run that ends wakes us
+        async with get_db_context() as db:
+            claimed = await EvaluationRuns(db).claim(self._worker(), room=room, batch=self._batch)
+        for run in claimed:
+            task = asyncio.create_task(self._judge(run), name=f"judgement {run.id}")
+            self._runs[task] = run
+            task.add_done_callback(self._run_ended)
+        return bool(claimed)
+
+    def _run_ended(self, task: asyncio.Task[None]) -> None:
+        del self._runs[task]
+        self.wake()
+
+    async def _judge(self, run: ClaimedRun) -> None:
+        try:
+            await self._judge_or_put_off(run)
+        except Exception as error:  # noqa: BLE001  # the boundary: a bug must neither lose the run nor keep it busy
+            log.error("judgement_failed", run=run.id, error=fault(error), at=place_of(error), tries=run.tries + 1)
+            await self._put_off(run)
+
+    async def _judge_or_put_off(self, run: ClaimedRun) -> None:
+        async with get_db_context() as db:
+            subject = await read_subject(db, run.id)
+        try:
+            judgement = await self._ask(subject, run)
+        except (ModelError, StartupError, DocumentError) as error:
+            patience_s, reason = _when_to_give_up(error)
+            log.warning("judge_cannot_be_asked", run=run.id, reason=_said(error), tries=run.tries + 1)
+            if run.age_s < patience_s:
+                await self._put_off(run, error.retry_after_s if isinstance(error, ModelError) else None)
+                return
+            judgement = TurnJudgement(None, {}, Unscored(reason), 0, "", ())
+        await self._write_down(run, subject, judgement)
+
+    async def _ask(self, subject: Subject, run: ClaimedRun) -> TurnJudgement:
+        if subject.task is not None:
+            subject = replace(subject, task=replace(subject.task, trials=self._desk.trials))
+        return await judge_subject(subject, run, self._desk.judges, self._desk.counter)
+
+    async def _write_down(self, run: ClaimedRun, subject: Subject, judgement: TurnJudgement) -> None:
+        async def end() -> None:
+            await end_run(
+                run,
+                subject.turn_id,
+                turn_log(subject, judgement),
+                scores=kept_scores(judgement),
+                readings=readings(judgement),
+                reviews=review_reasons(subject, judgement),
+                held=self._desk.held,
+            )
+
+        try:
+            await when_database_is_there(end)
+        except RunNotOursError:
+            log.info("judgement_by_another", run=run.id)
+        else:
+            self._desk.on_told()
+
+    async def _put_off(self, run: ClaimedRun, asked_s: float | None = None) -> None:
+        """Try again later, ever later; a judge may say when, within reason."""
+        delay_s = min(_FIRST_RETRY_S * 2.0 ** min(run.tries, 30), _LONGEST_RETRY_S)
+        if asked_s is not None:
+            delay_s = min(max(delay_s, asked_s), _LONGEST_RETRY_S)
+        delay_s *= random.uniform(1.0, _JITTER)  # noqa: S311  # no secret
+
+        async def postpone() -> None:
+            async with get_db_context() as db:
+                await EvaluationRuns(db).postpone(run, delay_s)
+
+        await when_database_is_there(postpone)
+
+
+def _said(error: ModelError | StartupError | DocumentError) -> str:
+    return f"{error} {error.detail}".strip() if isinstance(error, ModelError) else str(error)
+
+
+def _when_to_give_up(error: ModelError | StartupError | DocumentError) -> tuple[float, str]:
+    """For how many seconds since it was asked for a run is tried, and why it is unscored then."""
+    if isinstance(error, ModelError) and error.code is ErrorCode.LLM_REJECTED:
+        return _GIVE_UP_REJECTED_AFTER_S, "the judge rejects the request"
+    if isinstance(error, DocumentError):
+        return _GIVE_UP_AFTER_S, "what it is judged by cannot be used"
+    return _GIVE_UP_AFTER_S, "judge unavailable"

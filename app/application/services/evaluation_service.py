@@ -1,0 +1,243 @@
+"""Judgements made again, made known, and corrected by people."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from app.application.evaluation.basis import basis_of_exam
+from app.application.evaluation.outcome import told
+from app.application.evaluation.record import tell
+from app.application.services.callback_service import CallbackService
+from app.core.errors import ErrorCode, TurnstoneError
+from app.domain.scoring import ScorePolicy
+from app.infrastructure.persistence.models import (
+    EvaluationRun,
+    PromptTurn,
+    ReviewReasonEnum,
+    RunStatusEnum,
+    ScoreOverride,
+)
+from app.infrastructure.persistence.session import Transaction, get_db_context
+from app.infrastructure.repositories.document_repository import DocumentRepository
+from app.infrastructure.repositories.evaluation_repository import EvaluationRepository, RunBasis
+from app.infrastructure.repositories.review_repository import ReviewRepository
+from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.turn_repository import JudgedBy, TurnRepository
+
+_MOST_SAMPLES = 9
+_NOT_JUDGED: Mapping[str, Any] = {"status": "unscored", "reason": "not judged", "score": None, "criteria": []}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunOrder:
+    """What to judge again, and what to change in how it is done; what is ``None`` stays as it was.
+
+    One of ``exam_id`` and ``session_id`` is set. Documents are given by hash.
+    """
+
+    exam_id: int | None = None
+    session_id: int | None = None
+    rubric: str | None = None
+    prompt: str | None = None
+    policy: str | None = None
+    samples: int | None = None
+    model: str | None = None
+    asked_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A turn that was judged again: the run, and the one that counted before."""
+
+    run: EvaluationRun
+    before: EvaluationRun | None
+
+    @property
+    def to_publish(self) -> bool:
+        """Whether it may be told of. A score is not given up for a run that has none."""
+        if self.run.status is not RunStatusEnum.DONE or self.run.result is None or self.run.published:
+            return False
+        had_score = (
+            self.before is not None and self.before.result is not None and self.before.result["score"] is not None
+        )
+        return self.run.result["score"] is not None or not had_score
+
+
+class EvaluationService:
+    """Use cases of judgements. Each call is its own transactions, with the session's row locked first.
+
+    Args:
+        default: what is judged by where nobody says.
+        held: callbacks wait, because no receiver is set.
+    """
+
+    def __init__(self, default: JudgedBy, *, held: bool) -> None:
+        self._default = default
+        self._held = held
+
+    async def record_rerun(self, order: RerunOrder) -> AsyncIterator[tuple[str, int]]:
+        """Record a run for every turn that is judged; yields the batch's name and the runs so far, session by session.
+
+        Turns that have not been judged so far are judged by their exam's settings. Nothing is told of until it is
+        published.
+        """
+        batch, count, after = f"rerun_{secrets.token_hex(6)}", 0, (0, 0)
+        while True:
+            async with get_db_context() as db:
+                turns = await EvaluationRepository(db).judgeable_turns(order.exam_id, order.session_id, after=after)
+            if not turns:
+                return
+            for session_id, of_session in groupby(turns, key=lambda turn: turn.session_id):
+                async with get_db_context() as db:
+                    await SessionRepository(db).lock_session(session_id)
+                    for turn in of_session:
+                        await self._add(db, turn, order, batch)
+                        count += 1
+                        after = (session_id, turn.turn)
+                yield batch, count
+
+    async def _add(self, db: Transaction, turn: PromptTurn, order: RerunOrder, batch: str) -> None:
+        basis = await self._basis(db, turn)
+        changed = replace(
+            basis,
+            rubric=order.rubric or basis.rubric,
+            prompt=order.prompt or basis.prompt,
+            policy=order.policy or basis.policy,
+            settings={
+                **basis.settings,
+                **({"samples": order.samples} if order.samples else {}),
+                **({"model": order.model} if order.model else {}),
+            },
+        )
+        await EvaluationRepository(db).add_run(
+            turn.session_id, turn.turn, changed, cause="rerun", batch=batch, asked_by=order.asked_by
+        )
+
+    async def _basis(self, db: Transaction, turn: PromptTurn) -> RunBasis:
+        evaluations = EvaluationRepository(db)
+        like = await evaluations.told_run(turn.session_id, turn.turn) or await evaluations.first_run(
+            turn.session_id, turn.turn
+        )
+        if like is not None:
+            return RunBasis.of(like)
+        session = await SessionRepository(db).get_session(turn.session_id)
+        assert session is not None, "a turn has a session"
+        exam = (
+            await evaluations.exam_version(session.exam_id, turn.exam_version)
+            if turn.exam_version is not None
+            else None
+        )
+        return basis_of_exam(exam.settings if exam is not None else {}, self._default)
+
+    async def changes(self, batch: str) -> AsyncIterator[Change]:
+        """A batch's runs, each with what counted before."""
+        after = 0
+        while True:
+            async with get_db_context() as db:
+                part = await EvaluationRepository(db).batch(batch, after=after)
+            if not part:
+                return
+            for run, before in part:
+                yield Change(run, before)
+            after = part[-1][0].id
+
+    async def publish(self, batch: str) -> AsyncIterator[int]:
+        """Tell Core of a batch's runs, each under its turn's next revision; yields how many so far.
+
+        What has been told is not told again, so it can be repeated. Runs that wait, or that would take a score away
+        for none, are left out.
+        """
+        count = 0
+        async for change in self.changes(batch):
+            if not change.to_publish:
+                continue
+            async with get_db_context() as db:
+                await SessionRepository(db).lock_session(change.run.session_id)
+                evaluations = EvaluationRepository(db)
+                run = await evaluations.get_run(change.run.id)
+                if run is None or run.published:
+                    continue
+                revision = await evaluations.publish(run)
+                async with CallbackService(db, held=self._held).together() as callbacks:
+                    await tell(db, callbacks, run, revision)
+            count += 1
+            yield count
+
+    async def override(self, session_id: int, turn_id: str, score: float, reason: str, person: str) -> ScoreOverride:
+        """Set a person's score (0 to 100) beside the machine's, and tell Core under the next revision.
+
+        Raises:
+            TurnstoneError: there is no such session or turn.
+        """
+        async with get_db_context() as db:
+            turn = await _locked_turn(db, session_id, turn_id)
+            evaluations = EvaluationRepository(db)
+            revision = await evaluations.next_revision(session_id, turn.turn)
+            override = await ReviewRepository(db).override(session_id, turn.turn, score, reason, person, revision)
+            run = await evaluations.told_run(session_id, turn.turn)
+            machine = run.result if run is not None and run.result is not None else _NOT_JUDGED
+            log, counted = told(machine, override)
+            await CallbackService(db, held=self._held).send_turn_evaluation(
+                session_id, turn.turn, log, counted, revision=revision
+            )
+        return override
+
+    async def appeal(self, session_id: int, turn_id: str, reason: str, person: str) -> tuple[int, EvaluationRun]:
+        """Ask people to look at a turn, and for a further run with more samples for them to look at; returns both.
+
+        The run is told of when somebody publishes its batch.
+
+        Raises:
+            TurnstoneError: there is no such session or turn.
+        """
+        async with get_db_context() as db:
+            turn = await _locked_turn(db, session_id, turn_id)
+            basis = await self._basis(db, turn)
+            assert basis.policy is not None, "a basis names its documents"
+            policy = ScorePolicy.parse(await DocumentRepository(db).content("policy", basis.policy))
+            samples = min(2 * (basis.settings.get("samples") or policy.samples) + 1, _MOST_SAMPLES)
+            more = replace(basis, settings={**basis.settings, "samples": samples})
+            batch = f"appeal_{secrets.token_hex(6)}"
+            run = await EvaluationRepository(db).add_run(
+                session_id, turn.turn, more, cause="appeal", batch=batch, asked_by=person
+            )
+            item_id = await ReviewRepository(db).open(
+                session_id,
+                turn.turn,
+                run.id,
+                ReviewReasonEnum.APPEAL,
+                {"reason": reason, "batch": batch},
+                asked_by=person,
+            )
+        assert item_id is not None, "the run is new, so it has no item"
+        return item_id, run
+
+
+async def resolve_review_item(item_id: int, person: str, resolution: str) -> None:
+    """Say what came of a review. The same again changes nothing.
+
+    Raises:
+        TurnstoneError: there is no such item, or something else was said of it.
+    """
+    async with get_db_context() as db:
+        reviews = ReviewRepository(db)
+        if await reviews.resolve(item_id, person, resolution):
+            return
+        found = await reviews.get(item_id)
+    if found is None:
+        raise TurnstoneError(ErrorCode.NOT_FOUND, "There is no such review item.")
+    if (found[0].resolved_by, found[0].resolution) != (person, resolution):
+        raise TurnstoneError(ErrorCode.INVALID_FRAME, "The review item has been resolved already.")
+
+
+async def _locked_turn(db: Transaction, session_id: int, turn_id: str) -> PromptTurn:
+    if await SessionRepository(db).lock_session(session_id) is None:
+        raise TurnstoneError(ErrorCode.SESSION_NOT_FOUND, "There is no such session.")
+    turn = await TurnRepository(db).find(session_id, turn_id)
+    if turn is None:
+        raise TurnstoneError(ErrorCode.TURN_NOT_FOUND, "The session has no such turn.")
+    return turn

@@ -1,0 +1,108 @@
+"""What people are to look at, and what they said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+from app.infrastructure.persistence.models import PromptSession, ReviewItem, ReviewReasonEnum, ScoreOverride
+from app.infrastructure.persistence.session import Transaction
+
+
+class ReviewRepository:
+    """Reads and writes reviews within the transaction at hand; who writes locks the session's row before."""
+
+    def __init__(self, db: Transaction) -> None:
+        self._db = db
+
+    async def open(
+        self,
+        session_id: int,
+        turn: int,
+        run_id: int | None,
+        reason: ReviewReasonEnum,
+        details: dict[str, Any],
+        *,
+        asked_by: str | None = None,
+    ) -> int | None:
+        """Ask people to look at a turn; ``None`` where the run has such an item already."""
+        statement = (
+            pg_insert(ReviewItem)
+            .values(session_id=session_id, turn=turn, run_id=run_id, reason=reason, details=details, asked_by=asked_by)
+            .on_conflict_do_nothing()
+            .returning(ReviewItem.id)
+        )
+        return (await self._db.scalars(statement)).first()
+
+    async def get(self, item_id: int) -> tuple[ReviewItem, int] | None:
+        """An item, and its exam."""
+        statement = (
+            select(ReviewItem, PromptSession.exam_id)
+            .join(PromptSession, PromptSession.id == ReviewItem.session_id)
+            .where(ReviewItem.id == item_id)
+        )
+        row = (await self._db.execute(statement.execution_options(populate_existing=True))).first()
+        return None if row is None else (row[0], row[1])
+
+    async def list_items(
+        self,
+        *,
+        is_open: bool | None = None,
+        reason: ReviewReasonEnum | None = None,
+        exam_id: int | None = None,
+        after: int = 0,
+        limit: int = 100,
+    ) -> list[tuple[ReviewItem, int]]:
+        """Items with a key above ``after`` that fit all that is set, oldest first, each with its exam."""
+        statement = (
+            select(ReviewItem, PromptSession.exam_id)
+            .join(PromptSession, PromptSession.id == ReviewItem.session_id)
+            .where(ReviewItem.id > after)
+            .order_by(ReviewItem.id)
+            .limit(limit)
+        )
+        if is_open is not None:
+            resolved = ReviewItem.resolved_at
+            statement = statement.where(resolved.is_(None) if is_open else resolved.is_not(None))
+        if reason is not None:
+            statement = statement.where(ReviewItem.reason == reason)
+        if exam_id is not None:
+            statement = statement.where(PromptSession.exam_id == exam_id)
+        return [(row[0], row[1]) for row in await self._db.execute(statement)]
+
+    async def resolve(self, item_id: int, person: str, resolution: str) -> bool:
+        """Say what came of an item; ``False`` where somebody has said so before, or there is none."""
+        statement = (
+            update(ReviewItem)
+            .where(ReviewItem.id == item_id, ReviewItem.resolved_at.is_(None))
+            .values(resolved_at=func.now(), resolved_by=person, resolution=resolution)
+            .returning(ReviewItem.id)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._db.scalars(statement)).first() is not None
+
+    async def override(
+        self, session_id: int, turn: int, score: float, reason: str, person: str, revision: int
+    ) -> ScoreOverride:
+        """Store a person's score."""
+        values = {
+            "session_id": session_id,
+            "turn": turn,
+            "score": score,
+            "reason": reason,
+            "person": person,
+            "revision": revision,
+        }
+        return (await self._db.scalars(insert(ScoreOverride).returning(ScoreOverride), [values])).one()
+
+    async def latest_override(self, session_id: int, turn: int) -> ScoreOverride | None:
+        """The person's score that counts for a turn."""
+        statement = (
+            select(ScoreOverride)
+            .where(ScoreOverride.session_id == session_id, ScoreOverride.turn == turn)
+            .order_by(ScoreOverride.id.desc())
+            .limit(1)
+        )
+        return (await self._db.scalars(statement)).first()

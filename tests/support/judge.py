@@ -1,0 +1,131 @@
+"""A scripted judge over HTTP: an OpenAI-compatible endpoint that marks what it is shown, or fails as told.
+
+::
+
+    with ScriptedJudge() as judge:
+        judge.next(JudgeReply(status=503))  # the first call
+        judge.marks = lambda seen: {"R1": 5}  # from then on; what is left out is 4
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aiohttp import web
+
+from tests.support.servers import WAIT_S, AppThread, Journal
+
+_FENCED = re.compile(r"⟦([0-9a-f]{16})\n(.*?)\n\1⟧", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeReply:
+    """How one call is answered. ``content``: in the place of a judgement; ``body``: in the place of everything."""
+
+    status: int = 200
+    headers: Sequence[tuple[str, str]] = ()
+    content: str | None = None
+    body: str | None = None
+    delay_s: float = 0.0
+    action: Literal["answer", "hang", "close"] = "answer"
+    usage: Mapping[str, int] | None = field(
+        default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+    )
+    times: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class JudgeSeen:
+    """One call as it came: the model, the sample, the prompt to be judged, and all messages."""
+
+    model: str
+    seed: int
+    candidate: str
+    messages: list[dict[str, str]]
+    number: int
+    at: float
+    answered: bool = False
+
+
+class ScriptedJudge(AppThread):
+    """The judge, on a thread of its own."""
+
+    def __init__(self, *, port: int = 0) -> None:
+        super().__init__(self._application, port=port)
+        self.calls: Journal[JudgeSeen] = Journal()
+        self.default = JudgeReply()
+        self.marks: Callable[[JudgeSeen], Mapping[str, int]] = lambda _: {}
+        self.intent = "CREATION"
+        self._queue: deque[JudgeReply] = deque()
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    def next(self, *replies: JudgeReply) -> None:
+        for reply in replies:
+            self._queue.extend([reply] * reply.times)
+
+    def wait_for(self, count: int, timeout: float = WAIT_S) -> list[JudgeSeen]:
+        return self.calls.wait(lambda calls: len(calls) >= count, timeout)
+
+    async def reaches(self, count: int, timeout: float = WAIT_S) -> list[JudgeSeen]:
+        return await asyncio.to_thread(self.wait_for, count, timeout)
+
+    def _application(self) -> web.Application:
+        app = web.Application(client_max_size=16 * 1024 * 1024)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
+        return app
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "scripted-judge", "object": "model"}]})
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        fenced = _FENCED.findall(asked["messages"][-1]["content"])
+        seen = JudgeSeen(
+            asked["model"], asked.get("seed", 0), fenced[-1][1], asked["messages"], len(self.calls), time.monotonic()
+        )
+        self.calls.add(seen)
+        reply = self._queue.popleft() if self._queue else self.default
+        if reply.action == "hang":
+            await asyncio.sleep(math.inf)
+        await asyncio.sleep(reply.delay_s)
+        if reply.action == "close" and request.transport is not None:
+            request.transport.close()
+        if reply.status != 200:
+            return web.json_response({"error": {"message": "no"}}, status=reply.status, headers=list(reply.headers))
+        content = reply.content if reply.content is not None else json.dumps(self.judgement(seen), ensure_ascii=False)
+        answer: dict[str, Any] = {
+            "id": f"judge-{seen.number}",
+            "object": "chat.completion",
+            "model": seen.model,
+            "choices": [
+                {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"},
+            ],
+        }
+        if reply.usage is not None:
+            answer["usage"] = dict(reply.usage)
+        seen.answered = True
+        return web.Response(text=reply.body or json.dumps(answer), content_type="application/json")
+
+    def judgement(self, seen: JudgeSeen) -> dict[str, Any]:
+        """What it answers when nothing else is said."""
+        marks = {"R1": 4, "R2": 4, "R3": 4, "R4": 4, **self.marks(seen)}
+        quote = seen.candidate[:40].strip()
+        return {
+            "intent": self.intent,
+            "criteria": {
+                name: {"reason": f"because of {name}", "quote": quote, "score": score} for name, score in marks.items()
+            },
+            "advice": "Name the limits.",
+        }

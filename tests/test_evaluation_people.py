@@ -1,0 +1,252 @@
+"""Re-runs beside what there is, and people: reviews, overrides, appeals; over REST and the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.settings import Settings
+from app.domain.documents import content_hash, shipped
+from tests.conftest import Rows, change
+from tests.support.chat import Command, environment, new_pair, wait_until
+from tests.support.core import FakeCore
+from tests.support.judge import JudgeReply, ScriptedJudge
+from tests.support.service import Service
+from tests.test_evaluation import PROMPT, all_done, ask, judge_settings, runs, told
+from tests.test_openapi import checked_client
+
+SOMEBODY = {"person": "kim", "reason": "The limit is named in the second sentence."}
+
+
+@pytest.fixture
+def judge() -> Iterator[ScriptedJudge]:
+    with ScriptedJudge() as running:
+        yield running
+
+
+@pytest.fixture
+def judged(start: Callable[..., Service], judge: ScriptedJudge) -> Service:
+    return start(judge=judge_settings(judge))
+
+
+@pytest.fixture
+def turnstone(settings: Settings, judge: ScriptedJudge) -> Callable[..., Any]:
+    """Runs the command beside the service; returns what it printed on standard output and error together."""
+    env = environment(change(settings, judge=judge_settings(judge), log_level="error"))
+
+    async def run(*arguments: str, code: int = 0) -> str:
+        ended, output = await asyncio.to_thread(lambda: Command(*arguments, env=env).ended())
+        assert ended == code, output
+        assert "Traceback" not in output
+        return output
+
+    return run
+
+
+def name_of_batch(output: str) -> str:
+    return next(line for line in output.splitlines() if line.startswith("rerun_"))
+
+
+async def test_the_same_exam_again_from_what_is_kept_is_bit_identical(
+    judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows, turnstone: Callable[..., Any]
+) -> None:
+    judge.marks = lambda seen: {"R1": 2 + seen.seed, "R2": 5}
+    judge.next(JudgeReply(content="{"))
+    await ask(judged, PROMPT, "Now explain why it ends.", "And add a test for an empty grid, please.")
+    await all_done(rows, 3)
+    asked = len(judge.calls)
+    judge.default = JudgeReply(status=503)
+    output = await turnstone("evaluate", "rerun", "--exam", "1")
+    assert "3 turns: 3 the same" in output
+    assert "3 of 3 judged" in output
+    assert len(judge.calls) == asked
+    before, after = (
+        [json.dumps(run["result"], sort_keys=True) for run in runs(rows) if run["cause"] == cause]
+        for cause in ("turn", "rerun")
+    )
+    assert before == after
+    again = rows("SELECT count(*) AS n FROM judge_calls WHERE cached GROUP BY run_id ORDER BY run_id")
+    assert sum(row["n"] for row in again) == asked
+    assert len([b for b in await told(core, "usage", 6) if b["purpose"] == "evaluation"]) == 3, "none for the re-run"
+    assert len(await told(core, "turn_evaluation", 3)) == 3, "nothing is told before it is published"
+    assert rows.one("SELECT count(*) AS n FROM prompt_evaluations")["n"] == 3
+
+
+async def test_a_rerun_shows_what_it_changes_and_is_told_when_it_is_published(
+    judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows, turnstone: Callable[..., Any], tmp_path: Path
+) -> None:
+    [one, _] = await ask(judged, PROMPT, "Now explain why it ends.")
+    await all_done(rows, 2)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(shipped("rubric", "standard").replace("name: standard", "name: mine"), encoding="utf-8")
+    judge.marks = lambda seen: {"R1": 5} if "shortest path" in seen.candidate else {}
+    output = await turnstone(
+        "evaluate", "rerun", "--session", str(one.session_id), "--rubric", str(mine), "--samples", "1"
+    )
+    assert f"session {one.session_id} turn 1: 80.0 → 86.7  R1 4 → 5" in output
+    assert "turn 2" not in output
+    assert "2 turns: 1 higher, 1 the same" in output
+    batch = name_of_batch(output)
+    new = [run for run in runs(rows) if run["batch"] == batch]
+    assert [(run["revision"], run["published"], run["settings"]["samples"]) for run in new] == [(2, False, 1)] * 2
+    assert {run["rubric_hash"] for run in new} == {content_hash(mine.read_text(encoding="utf-8"))}
+    assert len(await told(core, "turn_evaluation", 2)) == 2
+
+    assert await turnstone("evaluate", "diff", batch) in output
+    output = await turnstone("evaluate", "publish", batch)
+    assert "2 judgements are on their way to Core" in output
+    events = await told(core, "turn_evaluation", 4)
+    assert [(e["turn"], e["revision"], round(e["turn_score"], 1)) for e in events[2:]] == [(1, 2, 86.7), (2, 2, 80.0)]
+    assert rows.one("SELECT count(*) AS n FROM prompt_evaluations")["n"] == 4
+    assert "0 judgements" in await turnstone("evaluate", "publish", batch), "not twice"
+    shown = await turnstone("evaluate", "show", str(one.session_id), "1")
+    assert "turn 1 revision 1 (turn)  80.0" in shown and "turn 1 revision 2 (rerun)  86.7" in shown
+    assert "because of R1" in shown
+    status = await turnstone("evaluate", "status")
+    assert "waiting 0; scored 4; unscored 0" in status
+    assert f"{batch}  " in status and "2 turns, 0 waiting, 2 published" in status
+
+
+async def test_a_rerun_without_a_score_takes_none_away(
+    judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows, turnstone: Callable[..., Any]
+) -> None:
+    await ask(judged, PROMPT)
+    await all_done(rows)
+    judge.default = JudgeReply(content="five")
+    output = await turnstone("evaluate", "rerun", "--exam", "1", "--judge-model", "openai:other", "--publish")
+    assert "1 turns: 1 without a score now" in output
+    assert "0 judgements are on their way" in output
+    assert {call.model for call in judge.calls} >= {"scripted-judge", "other"} or len(
+        {c.model for c in judge.calls}
+    ) == 2
+    assert len(await told(core, "turn_evaluation")) == 1
+
+
+async def test_turns_that_nobody_judged_are_judged_by_a_rerun(
+    service: Service, core: FakeCore, rows: Rows, turnstone: Callable[..., Any]
+) -> None:
+    await ask(service, PROMPT)
+    assert runs(rows) == []
+    output = await turnstone("evaluate", "rerun", "--exam", "1", "--publish")
+    assert "unscored → 80.0" in output
+    assert "1 turns: 1 scored now" in output
+    [event] = await told(core, "turn_evaluation")
+    assert event["revision"] == 1
+
+
+async def test_commands_say_what_is_wrong(
+    judged: Service, turnstone: Callable[..., Any], rows: Rows, tmp_path: Path
+) -> None:
+    assert "say which" in await turnstone("evaluate", "rerun", code=2)
+    assert "There is no turn to judge" in await turnstone("evaluate", "rerun", "--exam", "99")
+    assert "There is no session 99" in await turnstone("evaluate", "rerun", "--session", "99", code=1)
+    assert "There is no re-run x" in await turnstone("evaluate", "publish", "x", code=1)
+    assert "There is no rubric" in await turnstone("evaluate", "rerun", "--exam", "1", "--rubric", "none", code=1)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("kind: rubric\n", encoding="utf-8")
+    assert "cannot be used" in await turnstone("evaluate", "rerun", "--exam", "1", "--rubric", str(broken), code=1)
+    assert "There is no session 99" in await turnstone("evaluate", "show", "99", code=1)
+    assert "There is no such review" in await turnstone(
+        "review", "resolve", "99", "--person", "kim", "--resolution", "seen", code=1
+    )
+
+
+async def test_a_persons_score_stands_beside_the_machines_and_counts(
+    judged: Service, core: FakeCore, rows: Rows, turnstone: Callable[..., Any]
+) -> None:
+    [seen] = await ask(judged, PROMPT)
+    await all_done(rows)
+    path = f"/api/sessions/{seen.session_id}/turns/t1/override"
+    with checked_client(judged) as http:
+        answer = http.post(path, json={"score": 95.5, **SOMEBODY})
+        assert answer.status_code == 200
+        assert (answer.json()["revision"], answer.json()["score"]) == (2, 95.5)
+        assert http.post(path, json={"score": 90, **SOMEBODY}).json()["revision"] == 3
+    events = await told(core, "turn_evaluation", 3)
+    assert [(e["revision"], e["turn_score"], e["turn_log"]["score"]) for e in events] == [
+        (1, 80, 80),
+        (2, 95.5, 80),
+        (3, 90, 80),
+    ]
+    assert "override" not in events[0]["turn_log"]
+    override = events[2]["turn_log"]["override"]
+    assert (override["score"], override["person"], override["reason"]) == (90, "kim", SOMEBODY["reason"])
+    assert rows.one("SELECT result FROM evaluation_runs")["result"]["score"] == 80
+    # a later judgement does not push it aside
+    await turnstone("evaluate", "rerun", "--session", str(seen.session_id), "--publish")
+    event = (await told(core, "turn_evaluation", 4))[-1]
+    assert (event["revision"], event["turn_score"], event["turn_log"]["override"]["score"]) == (4, 90, 90)
+
+
+async def test_an_appeal_opens_a_review_and_a_run_with_more_samples(
+    judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows, turnstone: Callable[..., Any]
+) -> None:
+    [seen] = await ask(judged, PROMPT)
+    await all_done(rows)
+    judge.marks = lambda _: {"R1": 5}
+    with checked_client(judged) as http:
+        answer = http.post(f"/api/sessions/{seen.session_id}/turns/t1/appeal", json=SOMEBODY)
+        assert answer.status_code == 202
+        appeal = answer.json()
+        _, run = await all_done(rows, 2)
+        assert (str(run["id"]), run["cause"], run["published"]) == (appeal["evaluation_id"], "appeal", False)
+        assert len({call.seed for call in judge.calls}) == 7, "three samples were kept, four more are asked for"
+        [item] = http.get("/api/reviews", params={"reason": "appeal", "status": "open", "exam_id": 1}).json()["items"]
+        assert (item["id"], item["asked_by"], item["details"]["batch"]) == (
+            appeal["review_id"],
+            "kim",
+            appeal["batch"],
+        )
+        listed = http.get(f"/api/sessions/{seen.session_id}/evaluations").json()["items"]
+        assert [(e["cause"], e["revision"], e["turn_id"], e["status"]) for e in listed] == [
+            ("turn", 1, "t1", "done"),
+            ("appeal", 2, "t1", "done"),
+        ]
+        assert [(e["calls"]["calls"], e["calls"]["cached"]) for e in listed] == [(3, 0), (7, 3)]
+        said = {"person": "lee", "resolution": "The new one counts."}
+        resolved = http.post(f"/api/reviews/{item['id']}/resolve", json=said)
+        assert (resolved.status_code, resolved.json()["status"]) == (200, "resolved")
+        assert http.post(f"/api/reviews/{item['id']}/resolve", json=said).status_code == 200, "the same again"
+        assert http.post(f"/api/reviews/{item['id']}/resolve", json={**said, "person": "x"}).status_code == 422
+        assert http.get("/api/reviews", params={"status": "open", "reason": "appeal"}).json()["items"] == []
+    assert "1 judgements are on their way" in await turnstone("evaluate", "publish", appeal["batch"])
+    assert (await told(core, "turn_evaluation", 2))[-1]["turn_log"]["criteria"][0]["score"] == 5
+
+
+def test_bad_input_is_a_problem(judged: Service) -> None:
+    with checked_client(judged) as http:
+        http.post("/api/sessions", json=new_pair())
+        session = http.get("/api/sessions").json()["items"][0]["id"]
+        for path, body, status in [
+            (f"/api/sessions/{session}/turns/none/override", {"score": 1, **SOMEBODY}, 404),
+            ("/api/sessions/999/turns/t1/override", {"score": 1, **SOMEBODY}, 404),
+            (f"/api/sessions/{session}/turns/t1/override", {"score": 101, **SOMEBODY}, 422),
+            (f"/api/sessions/{session}/turns/t1/override", {"score": 1, "person": "\x00", "reason": "r"}, 422),
+            (f"/api/sessions/{session}/turns/t1/override", {"score": 1, "person": " ", "reason": "r"}, 422),
+            (f"/api/sessions/{session}/turns/a%00b/appeal", SOMEBODY, 422),
+            ("/api/reviews/999/resolve", {"person": "kim", "resolution": "seen"}, 404),
+        ]:
+            assert http.post(path, json=body).status_code == status, path
+        assert http.get("/api/reviews", params={"reason": "nothing"}).status_code == 422
+        assert http.get("/api/sessions/999/evaluations").status_code == 404
+
+
+async def test_reviews_on_the_command_line(
+    judged: Service, judge: ScriptedJudge, rows: Rows, turnstone: Callable[..., Any]
+) -> None:
+    judge.marks = lambda seen: {"R1": 1 + 2 * (seen.seed % 2)}
+    await ask(judged, PROMPT)
+    await all_done(rows)
+    await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM review_items"))
+    listed = await turnstone("review", "list", "--reason", "samples_differ")
+    number = listed.split()[0]
+    assert "samples_differ" in listed
+    assert json.loads((await turnstone("review", "list", "--json")).splitlines()[0])["status"] == "open"
+    await turnstone("review", "resolve", number, "--person", "kim", "--resolution", "The median is right.")
+    assert await turnstone("review", "list", "--reason", "samples_differ") == ""
+    assert "kim: The median is right." in await turnstone("review", "list", "--status", "resolved")
