@@ -181,6 +181,10 @@ async def test_a_replayed_callback_that_is_held_stays_so_and_says_so(database: D
         ("callbacks", "list"),
         ("callbacks", "show", "evt_none"),
         ("callbacks", "replay", "evt_none"),
+        ("usage", "report"),
+        ("usage", "calls", "1"),
+        ("usage", "adjust", "--call", "1", "--prompt-tokens", "1", "--reason", "r"),
+        ("usage", "reconcile", "--core-export", "none.csv"),
     ],
 )
 def test_a_command_that_looks_makes_no_database(tmp_path: Path, arguments: tuple[str, ...]) -> None:
@@ -233,6 +237,11 @@ COMMANDS = [
     ("callbacks", "list"),
     ("callbacks", "show"),
     ("callbacks", "replay"),
+    ("usage",),
+    ("usage", "report"),
+    ("usage", "calls"),
+    ("usage", "adjust"),
+    ("usage", "reconcile"),
 ]
 
 
@@ -288,9 +297,9 @@ def test_a_command_that_runs_nothing_loads_nothing(arguments: tuple[str, ...]) -
     assert not loaded_by(*arguments) & {*SLOW, "sqlalchemy", "psycopg", "pydantic_settings", "structlog"}
 
 
-@pytest.mark.parametrize("what", ["sessions", "callbacks"])
-def test_a_list_is_shown_without_loading_the_service(place: Place, what: str) -> None:
-    loaded = loaded_by(what, "list", env=place.env)
+@pytest.mark.parametrize("what", [("sessions", "list"), ("callbacks", "list"), ("usage", "report")])
+def test_a_list_is_shown_without_loading_the_service(place: Place, what: tuple[str, str]) -> None:
+    loaded = loaded_by(*what, env=place.env)
     assert "sqlalchemy" in loaded
     assert not loaded & SLOW
 

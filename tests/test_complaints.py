@@ -236,6 +236,20 @@ async def test_complaint_18_streamed_answers_have_the_providers_usage(service: S
     assert provider.requests[0].body["stream_options"] == {"include_usage": True}
 
 
+async def test_complaint_19_growing_figures_are_not_summed_and_thinking_is_in(
+    service: Service, provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    thinking = ("hm", "well", "so")
+    figures = Figures(prompt_tokens=100, completion_tokens=40, reasoning_tokens=30)
+    provider.default = Script(reasoning=thinking, usage_in="every", usage=figures)
+    async with connect(service.url) as client:
+        seen = await client.ask("hello", **new_pair())
+    usage = await usage_of(core, seen.session_id)
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["source"]) == (100, 40, "provider")
+    [call] = rows("SELECT * FROM provider_calls")
+    assert (call["prompt_tokens"], call["completion_tokens"], call["reasoning_tokens"]) == (100, 40, 30)
+
+
 async def test_complaint_20_cached_tokens_are_counted_once(
     service: Service, provider: Provider, core: FakeCore, rows: Rows
 ) -> None:

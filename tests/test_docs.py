@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import yaml
 from app.core.settings import Settings
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
-from tests.support.chat import ChatClient, connect, new_pair
+from tests.support.chat import ChatClient, Command, connect, environment, new_pair
 from tests.support.core import Delivery, FakeCore
 from tests.support.provider import Provider, Script
 from tests.support.service import Service
@@ -275,6 +276,41 @@ async def test_commands_of_the_operations_page_work(
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     exported = json.loads((tmp_path / "session-1.json").read_text(encoding="utf-8"))
     assert [message["role"] for message in exported["messages"]] == ["USER", "ASSISTANT"]
+
+
+async def test_commands_of_the_usage_page_work(
+    service: Service, core: FakeCore, provider: Provider, settings: Settings, tmp_path: Path
+) -> None:
+    async with connect(service.url) as client:
+        await client.ask("hello", **new_pair())
+    [usage, _] = await core.reaches(2)
+    [bill] = blocks("docs/usage.md", "csv bill")
+    [event] = json_lines("docs/usage.md", "json core")
+    assert bill.splitlines()[1].startswith(provider.requests[0].answer_id)
+    (tmp_path / "bill.csv").write_text(bill)
+    fields = set(event) - {"webhook_id"}
+    assert fields < set(usage.body)
+
+    def export(events: list[Delivery]) -> None:
+        rows = [{"webhook_id": e.id, **{name: e.body.get(name) for name in fields}} for e in events]
+        (tmp_path / "core.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    async def ends(command: str, code: int) -> str:
+        words = shlex.split(command)
+        assert words[0] == "turnstone"
+        ended, output = await asyncio.to_thread(Command(*words[1:], env=environment(settings), cwd=tmp_path).ended)
+        assert ended == code, (command, output)
+        return output
+
+    for command in "".join(blocks("docs/usage.md", "sh usage")).strip().splitlines():
+        await ends(command, 0)
+    export(core.events())  # Core has the answer's own event only, while two corrections were made
+    *before, last = "".join(blocks("docs/usage.md", "sh usage reconcile")).strip().splitlines()
+    for command in before:
+        assert "provider_figures_differ" in await ends(command, 1)
+    await core.reaches(5)
+    export(core.events())
+    assert await ends(last, 0) == "no difference\n"
 
 
 def test_metrics_of_the_operations_page_exist(service: Service) -> None:

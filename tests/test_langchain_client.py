@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from langchain.chat_models import base
+from langchain_openai.chat_models.base import BaseChatOpenAI
 from langsmith import utils
 
 from app.core.errors import ErrorCode, ModelError, StartupError
@@ -173,6 +174,58 @@ async def test_no_text_holds_half_a_character_or_nul(
     assert call.text_chars == len("".join(pieces))
     for piece in pieces:
         piece.encode()
+
+
+@pytest.mark.parametrize(
+    ("provider", "ref"),
+    [(ANTHROPIC, "msg_1"), (GOOGLE, "g-1"), (OTHER, None)],  # LangChain's package for the last passes no id on
+    ids=["anthropic", "google", "other"],
+)
+async def test_the_call_has_the_provider_s_own_id(
+    provider: Provider, ref: str | None, servers: ForeignProviders, connect: Connect
+) -> None:
+    servers.script = Script(provider.answer(PIECES), headers={"request-id": "req-7"})
+    _, call = await run(connect(provider))
+    assert call.provider_ref == ref
+
+
+async def test_the_id_that_a_package_passes_on_is_the_call_s(
+    servers: ForeignProviders, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_convert_chunk_to_generation_chunk"
+    convert: Callable[..., Any] = getattr(BaseChatOpenAI, name)
+
+    def convert_with_id(self: Any, chunk: dict[str, Any], *rest: Any) -> Any:
+        converted = convert(self, chunk, *rest)
+        if converted is not None:
+            converted.message.id = chunk["id"]
+        return converted
+
+    monkeypatch.setattr(BaseChatOpenAI, name, convert_with_id)
+    servers.script = Script(OTHER.answer(PIECES))
+    _, call = await run(connect(OTHER))
+    assert call.provider_ref == "c1"
+
+
+@ALL
+async def test_an_id_that_is_none_is_not_made_up(
+    provider: Provider, servers: ForeignProviders, connect: Connect
+) -> None:
+    writes = provider.answer(PIECES)
+    for said in (b'"msg_1"', b'"g-1"', b'"c1"'):
+        writes = [write.replace(said, rb'"\u0000"') for write in writes]
+    servers.script = Script(writes)
+    pieces, call = await run(connect(provider))
+    assert (pieces, call.provider_ref) == (list(PIECES), None)
+
+
+@WATCHED
+async def test_a_call_that_is_refused_has_the_id_of_its_request(
+    provider: Provider, servers: ForeignProviders, connect: Connect
+) -> None:
+    servers.script = Script(status=429, headers={"x-request-id": "req-7"})
+    _, _, call = await fail(connect(provider))
+    assert call.provider_ref == "req-7"
 
 
 # --- usage -------------------------------------------------------------------------------------------------------

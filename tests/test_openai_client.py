@@ -118,7 +118,15 @@ async def test_text_usage_and_reason_come_through(client: OpenAIClient, provider
         usage_complete=True,
         finish_reason=FinishReason.STOP,
         text_chars=len(script.text),
+        provider_ref=provider.requests[0].answer_id,
     )
+
+
+async def test_a_call_that_is_refused_has_the_id_of_its_request(client: OpenAIClient, provider: Provider) -> None:
+    header = (("x-request-id", "req-7"),)
+    provider.next(Script(status=429, headers=header), Script(headers=header), Script(status=500))
+    refused, answered, nameless = [(await run(client))[1].provider_ref for _ in range(3)]
+    assert (refused, answered, nameless) == ("req-7", provider.requests[1].answer_id, None)
 
 
 @pytest.mark.parametrize(

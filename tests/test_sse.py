@@ -195,6 +195,7 @@ def test_a_byte_order_mark_hides_no_event() -> None:
 def test_what_carries_no_text_changes_nothing(noise: bytes) -> None:
     clean = read([text("a", "b"), STOP, DONE])
     noisy = read([noise, text("a"), noise, text("b"), noise, STOP, noise, DONE])
+    noisy.call.provider_ref = None  # the id is the only thing that some of it brings
     assert (noisy.text, noisy.fault, noisy.call) == (clean.text, None, clean.call)
 
 
@@ -491,3 +492,23 @@ def test_good_figures_are_not_taken_back_by_strange_ones() -> None:
     call = call_with(text("answer"), STOP, event(choices=[], usage=usage()), event(choices=[], usage=usage(-1, -1)))
     assert call.usage == Usage(10, 5, source="provider")
     assert call.usage_complete
+
+
+# --- the answer's id ---
+
+
+def test_the_first_id_that_can_be_meant_is_the_call_s() -> None:
+    hi = {"choices": [{"index": 0, "delta": {"content": "hi"}}]}
+    assert read([event(id="a-1", **hi), event(id="b-2", **hi), STOP, DONE]).call.provider_ref == "a-1"
+    late = read([event(**hi), event(id=None), event(id=""), event(id="작은-새", choices=[]), STOP, DONE])
+    assert late.call.provider_ref == "작은-새"
+    assert read([STOP, DONE]).call.provider_ref is None
+
+
+@pytest.mark.parametrize(
+    "said", [7, 1.5, True, ["a"], {"a": 1}, "", "a\x00b", "\ud800", "two\nlines", "x" * 201, None], ids=repr
+)
+def test_an_id_that_is_none_spoils_nothing(said: object) -> None:
+    seen = read([event(id=said, choices=[{"index": 0, "delta": {"content": "hi"}}]), STOP, DONE])
+    assert (seen.text, seen.fault, seen.call.provider_ref) == ("hi", None, None)
+    assert read([event(id="x" * 200), STOP, DONE]).call.provider_ref == "x" * 200

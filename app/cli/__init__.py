@@ -8,8 +8,9 @@ from contextlib import suppress
 
 import typer
 
-from app.cli import callbacks, running, sessions
+from app.cli import callbacks, running, sessions, usage
 from app.cli.console import database_down, fail
+from app.cli.reconcile import reconcile
 from app.core.errors import StartupError
 
 cli = typer.Typer(
@@ -21,6 +22,8 @@ cli = typer.Typer(
 cli.add_typer(running.cli)
 cli.add_typer(callbacks.cli, name="callbacks")
 cli.add_typer(sessions.cli, name="sessions")
+usage.cli.command("reconcile")(reconcile)
+cli.add_typer(usage.cli, name="usage")
 
 
 def main() -> None:

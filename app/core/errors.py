@@ -5,6 +5,7 @@
     TurnstoneError            what a client may be told: code, message, retryable
     └── ModelError            the provider failed or refused (``llm_*``)
     StartupError              what an operator is told when a command cannot run
+    └── ExportError           a file that a command was given cannot be taken
 
 A message of these errors is written by us, for the reader. What an exception, a provider or a database said
 never becomes part of one.
@@ -105,3 +106,12 @@ class StartupError(Exception):
         super().__init__(f"{problem} {remedy}")
         self.problem = problem
         self.remedy = remedy
+
+
+class ExportError(StartupError):
+    """A file is not the export that it should be; ``problem`` names the file and, where it is known, the line."""
+
+    def __init__(self, file: object, line: int | None, problem: str, remedy: str) -> None:
+        place = f"{file}" if line is None else f"{file}, line {line}"
+        super().__init__(f"{place}: {problem}", remedy)
+        self.line = line

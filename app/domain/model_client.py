@@ -42,6 +42,8 @@ class ModelCall:
         finish_reason: why the provider ended the answer; ``None`` while it has not.
         text_chars: characters of answer text received.
         outcome: how the call ended: ``completed``, an error's code, or ``cancelled`` (also while it runs).
+        provider_ref: the provider's own id of the answer, or of the request where it gave no other; ``None`` where it
+            gave none.
     """
 
     model: str
@@ -52,6 +54,7 @@ class ModelCall:
     finish_reason: FinishReason | None = None
     text_chars: int = 0
     outcome: str = "cancelled"
+    provider_ref: str | None = None
 
 
 class ModelClient(Protocol):

@@ -274,9 +274,8 @@ def google_answer(
         if number == len(parts):
             candidate["finishReason"] = finish_reason
         usage = {name: count for name, count in counts.items() if count}
-        writes.append(
-            google_event({"candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-scripted"})
-        )
+        said = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-scripted"}
+        writes.append(google_event({**said, "responseId": "g-1"}))
     return writes
 
 

@@ -76,6 +76,8 @@ RAW_EVENTS: dict[str, bytes] = {
 Ending = Literal["finish", "eof", "close", "reset", "hang"]
 Ended = Literal["completed", "client_closed", "cut", "stopped"]
 
+_ID = b"chatcmpl-scripted"
+"""Stands for the answer's id in what is compiled; each request has an id of its own, of the same length."""
 _STAMP = b"@0000000000.000000 "
 _STAMP_FORMAT = b"@%017.6f "
 _BEFORE_RESET_S = 0.02  # lets the client read what was sent: a reset may throw away what it has not read
@@ -340,7 +342,7 @@ class _StreamWriter:
 
     def _frame(self) -> dict[str, Any]:
         return {
-            "id": "chatcmpl-scripted",
+            "id": _ID.decode(),
             "object": "chat.completion.chunk",
             "created": 1_700_000_000,
             "model": self._model,
@@ -454,7 +456,7 @@ def _completion(script: Script, model: str) -> dict[str, Any]:
     if script.reasoning:
         message["reasoning_content"] = "".join(script.reasoning)
     answer: dict[str, Any] = {
-        "id": "chatcmpl-scripted",
+        "id": _ID.decode(),
         "object": "chat.completion",
         "created": 1_700_000_000,
         "model": model,
@@ -497,6 +499,11 @@ class ProviderRequest:
     ended_at: float | None = None
     ended: Ended | None = None
     pieces_sent: int = 0
+
+    @property
+    def answer_id(self) -> str:
+        """The id that the answer bears (unless its script cuts the events within it)."""
+        return f"chatcmpl-{self.number:08}"
 
     @property
     def authorization(self) -> str | None:
@@ -567,6 +574,7 @@ class _Player:
         self._transport = transport
         self._steps = program.steps
         self._record = record
+        self._id = record.answer_id.encode()
         self._loop = asyncio.get_running_loop()
         self._finished: asyncio.Future[None] = self._loop.create_future()
         self._next = 0
@@ -600,7 +608,7 @@ class _Player:
         if stamp_at >= 0:
             stamp = _STAMP_FORMAT % time.perf_counter()
             data = data[:stamp_at] + stamp + data[stamp_at + len(stamp) :]
-        self._transport.write(data)
+        self._transport.write(data.replace(_ID, self._id))
         record = self._record
         record.pieces_sent = pieces
         if record.first_byte_at is None:

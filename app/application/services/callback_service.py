@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any
 
+from app.domain.ledger import CallbackPurpose, Tokens
 from app.infrastructure.persistence.session import Transaction
 from app.infrastructure.repositories.callback_repository import CallbackRepository, NewCallback
-
-Purpose = Literal["chat", "evaluation"]
 
 
 class CallbackService:
@@ -49,7 +48,7 @@ class CallbackService:
         cached_tokens: int = 0,
         model: str | None = None,
         source: str = "provider",
-        purpose: Purpose = "chat",
+        purpose: CallbackPurpose = "chat",
     ) -> None:
         """Tokens used by a turn, all its provider calls summed; ``turn`` is ``None`` for work on a whole session."""
         await self._record(
@@ -65,6 +64,36 @@ class CallbackService:
                 "model": model,
                 "source": source,
                 "purpose": purpose,
+            },
+        )
+
+    async def send_usage_adjusted(
+        self,
+        session_id: int,
+        turn: int | None,
+        difference: Tokens,
+        reason: str,
+        *,
+        turn_id: str | int | None = None,
+        model: str | None = None,
+        source: str = "provider",
+        purpose: CallbackPurpose = "chat",
+    ) -> None:
+        """What was told of tokens was wrong by ``difference``, which is to be added and may be negative."""
+        await self._record(
+            session_id,
+            "usage_adjusted",
+            {
+                "turn": turn,
+                "turn_id": turn_id,
+                "prompt_tokens": difference.prompt,
+                "completion_tokens": difference.completion,
+                "total_tokens": difference.total,
+                "cached_tokens": difference.cached,
+                "model": model,
+                "source": source,
+                "purpose": purpose,
+                "reason": reason,
             },
         )
 

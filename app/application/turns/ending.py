@@ -69,10 +69,10 @@ def record_calls(
         if not call.reached:
             continue
         if call.usage is not None and call.usage_complete:
-            records.append(CallRecord(call.model, call.usage, call.outcome))
+            records.append(CallRecord(call.model, call.usage, call.outcome, provider_ref=call.provider_ref))
         elif not call.accepted and call.outcome in {ErrorCode.LLM_UNAVAILABLE, ErrorCode.LLM_REJECTED}:
             # The provider refused to work, so it used nothing.
-            records.append(CallRecord(call.model, Usage(), call.outcome))
+            records.append(CallRecord(call.model, Usage(), call.outcome, provider_ref=call.provider_ref))
         else:
             records.append(count_call(call, text if call is calls[-1] else "", messages, counter))
     return records
@@ -91,7 +91,12 @@ def count_call(call: ModelCall, text: str, messages: Sequence[ChatMessage], coun
         source="counted",
     )
     return CallRecord(
-        call.model, usage, call.outcome, tokenizer=completion.tokenizer, approximate=completion.approximate
+        call.model,
+        usage,
+        call.outcome,
+        tokenizer=completion.tokenizer,
+        approximate=completion.approximate,
+        provider_ref=call.provider_ref,
     )
 
 

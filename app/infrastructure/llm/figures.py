@@ -1,4 +1,4 @@
-"""Token counts as providers report them: believed only where they can be meant."""
+"""What providers say about a call, its token counts and its id: believed only where it can be meant."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from app.domain.conversation import Usage
 
 _LARGEST = 1_000_000_000
 """Tokens; whoever reports more in one call is not believed, and two calls still fit PostgreSQL's integer."""
+
+
+_LONGEST_ID = 200
+"""Characters; a longer id is none, for half of one would name another call."""
+
+
+def reference(said: object) -> str | None:
+    """A provider's own id of a call; ``None`` where there is none that could be stored and found again."""
+    return said if isinstance(said, str) and 0 < len(said) <= _LONGEST_ID and said.isprintable() else None
 
 
 def figure(said: object, name: str) -> int | None:

@@ -2,7 +2,8 @@
 
 LangChain knows how each provider wants to be asked, and gives back text. What it does not give back is read by a
 transport under the SDKs of Anthropic and Google (``_Wire``): whether the request left, the status, heartbeats, and the
-figures as the provider sent them. Any other provider LangChain knows works by what LangChain's chunks tell.
+figures and the call's id as the provider sent them. Any other provider LangChain knows works by what LangChain's chunks
+tell.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from app.core.http import parse_retry_after
 from app.domain.conversation import FinishReason, Usage
 from app.domain.model_client import ModelCall, ModelRequest
 from app.domain.whole_text import WholeText
-from app.infrastructure.llm.figures import figure, reported
+from app.infrastructure.llm.figures import figure, reference, reported
 from app.infrastructure.llm.sse import error_for_status
 
 if TYPE_CHECKING:
@@ -40,13 +41,26 @@ _REFUSED = frozenset(
     | {"blocklist", "prohibited_content", "spii", "model_armor", "image_safety"}
 )
 
+_OWN_IDS = ("run-", "lc_")
+"""How the ids begin that LangChain makes up where a provider's package gives none."""
+_REQUEST_IDS = ("request-id", "x-request-id")
+
 _Json = dict[str, Any]
 
 
-def _anthropic_event(event: _Json) -> tuple[_Json, bool]:
+class _Said(NamedTuple):
+    """What one event says besides text: figures, the answer's id, and whether it ends the answer."""
+
+    figures: _Json
+    ended: bool
+    ref: object
+
+
+def _anthropic_event(event: _Json) -> _Said:
     """Figures stand in ``message_start`` and ``message_delta``; the last of those has the reason of the end."""
-    figures = event.get("usage") or (event.get("message") or {}).get("usage") or {}
-    return figures, bool((event.get("delta") or {}).get("stop_reason"))
+    message = event.get("message") or {}
+    figures = event.get("usage") or message.get("usage") or {}
+    return _Said(figures, bool((event.get("delta") or {}).get("stop_reason")), message.get("id"))
 
 
 def _anthropic_usage(figures: _Json) -> Usage | None:
@@ -57,11 +71,11 @@ def _anthropic_usage(figures: _Json) -> Usage | None:
     return reported(prompt, _count(figures, "output_tokens"), cached=cached, reasoning=thinking)
 
 
-def _google_event(event: _Json) -> tuple[_Json, bool]:
+def _google_event(event: _Json) -> _Said:
     """Any event may carry figures; a refused prompt has ``promptFeedback`` in place of candidates."""
     ended = any(candidate.get("finishReason") for candidate in event.get("candidates") or ())
     blocked = (event.get("promptFeedback") or {}).get("blockReason")
-    return event.get("usageMetadata") or {}, bool(ended or blocked)
+    return _Said(event.get("usageMetadata") or {}, bool(ended or blocked), event.get("responseId"))
 
 
 def _google_usage(figures: _Json) -> Usage | None:
@@ -84,7 +98,7 @@ def _count(figures: _Json, name: str) -> int:
 
 
 class _Format(NamedTuple):
-    event: Callable[[_Json], tuple[_Json, bool]]  # figures of one event, and whether it ends the answer
+    event: Callable[[_Json], _Said]
     usage: Callable[[_Json], Usage | None]
 
 
@@ -119,6 +133,8 @@ class _Wire:
         self.heard()
         self._body = response.stream
         self._call.accepted = response.is_success
+        said = (reference(response.headers.get(name)) for name in _REQUEST_IDS)
+        self._call.provider_ref = next((ref for ref in said if ref), None)
         self.failure = None if response.is_success else response
 
     def received(self, data: bytes) -> None:
@@ -131,8 +147,9 @@ class _Wire:
 
     def _read(self, format_: _Format, data: bytes) -> None:
         try:
-            figures, ended = format_.event(msgspec.json.decode(data, type=_Json))
+            figures, ended, ref = format_.event(msgspec.json.decode(data, type=_Json))
             self._ended = self._ended or ended
+            self._call.provider_ref = reference(ref) or self._call.provider_ref
             if figures:
                 # Counts are cumulative with both providers, and a later event may leave out what an earlier one said.
                 self.figures.update((name, value) for name, value in figures.items() if value is not None)
@@ -262,6 +279,8 @@ class LangChainClient:
                     call.text_chars += len(text)
                     emit(text)
                 call.finish_reason = _finish_reason(chunk.response_metadata) or call.finish_reason
+                if call.provider_ref is None:
+                    call.provider_ref = _chunk_id(chunk)
                 if chunk.usage_metadata and not wire.figures:
                     summed = add_usage(summed, chunk.usage_metadata)
                     call.usage = _usage(summed)
@@ -343,6 +362,15 @@ def _finish_reason(metadata: Mapping[str, Any]) -> FinishReason | None:
     if reason in _LENGTH:
         return FinishReason.LENGTH
     return FinishReason.REFUSED if reason in _REFUSED else FinishReason.STOP
+
+
+def _chunk_id(chunk: AIMessageChunk) -> str | None:
+    """The provider's id of the answer, as its package passes it on."""
+    for said in (chunk.id, chunk.response_metadata.get("id")):
+        ref = reference(said)
+        if ref is not None and not ref.startswith(_OWN_IDS):
+            return ref
+    return None
 
 
 def _usage(summed: UsageMetadata) -> Usage | None:

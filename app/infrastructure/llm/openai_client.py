@@ -9,6 +9,7 @@ import msgspec
 from app.core.errors import ErrorCode, ModelError
 from app.core.http import parse_retry_after
 from app.domain.model_client import ModelCall, ModelRequest
+from app.infrastructure.llm.figures import reference
 from app.infrastructure.llm.http_stream import BrokenError, NoConnectionError, SilenceError, StreamingHttp
 from app.infrastructure.llm.sse import ChatStream, error_for_status, malformed
 
@@ -97,6 +98,8 @@ class _Answer:
         self._call.reached = True
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
+        # All there is for a call that is refused; the answer's own id, by which providers list calls, replaces it.
+        self._call.provider_ref = reference(headers.get("x-request-id"))
         # A redirect is refused like any other: it would take the conversation, and maybe the key, to an address that
         # nobody has set.
         if not 200 <= status < 300:

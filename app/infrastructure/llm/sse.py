@@ -12,7 +12,7 @@ from app.core.errors import ErrorCode, ModelError
 from app.domain.conversation import FinishReason, Usage
 from app.domain.model_client import ModelCall
 from app.domain.whole_text import WholeText
-from app.infrastructure.llm.figures import figure, reported
+from app.infrastructure.llm.figures import figure, reference, reported
 
 _LONGEST_EVENT = 8 * 1024 * 1024
 _REJECTED = {400, 404, 413, 422}
@@ -35,7 +35,8 @@ class _Choice(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
-    # Of any form: strange figures do not spoil an answer, and an error is an error whatever it looks like.
+    # Of any form: strange figures and ids do not spoil an answer, and an error is an error whatever it looks like.
+    id: Any = None
     usage: Any = None
     error: Any = None
 
@@ -54,7 +55,18 @@ class ChatStream:
     Lines and characters may be cut anywhere between two reads, and a character between two events (`WholeText`).
     """
 
-    __slots__ = ("_begun", "_buffer", "_call", "_data", "_data_bytes", "_refused", "_text", "_usage_lags", "ended")
+    __slots__ = (
+        "_begun",
+        "_buffer",
+        "_call",
+        "_data",
+        "_data_bytes",
+        "_identified",
+        "_refused",
+        "_text",
+        "_usage_lags",
+        "ended",
+    )
 
     def __init__(self, call: ModelCall) -> None:
         self._call = call
@@ -62,6 +74,7 @@ class ChatStream:
         self._buffer = b""
         self._data: list[bytes] = []
         self._data_bytes = 0
+        self._identified = False
         self._text = WholeText()
         self._refused = False
         self._usage_lags = True
@@ -118,6 +131,8 @@ class ChatStream:
             event = _decoder.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             event = _decode_leniently(data)
+        if not self._identified:
+            self._take_id(event.id)
         if event.error is not None:
             raise _error_in_stream(event.error)
         for choice in event.choices or ():
@@ -136,6 +151,12 @@ class ChatStream:
     def _finish(self, reason: FinishReason) -> None:
         self._call.finish_reason = FinishReason.REFUSED if self._refused else reason
         self._call.usage_complete = not self._usage_lags
+
+    def _take_id(self, said: object) -> None:
+        """Every event has the answer's id; the first is as good as the last."""
+        if (ref := reference(said)) is not None:
+            self._call.provider_ref = ref
+            self._identified = True
 
     def _take_usage(self, said: object) -> None:
         """Providers that report along the way report totals so far, so the latest figures stand for all."""

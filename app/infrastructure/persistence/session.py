@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, NoReturn
 
@@ -28,6 +28,10 @@ def fault(error: BaseException) -> str:
     """The kind of a database's error, for the log: its text may quote what was to be stored."""
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
     return f"{type(error).__name__} {state}" if state else type(error).__name__
+
+
+_STREAMED = 1_000
+"""Rows of one round trip."""
 
 
 class Database:
@@ -112,6 +116,26 @@ class Transaction(AsyncSession):
             finally:
                 if whole and not self._driver.closed:
                     await self._driver.set_autocommit(False)
+        except psycopg.Error as error:
+            await self._raise(error, statement)
+
+    async def copy(self, statement: LiteralString, rows: Iterable[Sequence[Any]]) -> None:
+        """Send rows with ``COPY … FROM STDIN``, taking one after the other."""
+        try:
+            async with self._driver.cursor() as cursor, cursor.copy(statement) as copy:
+                for row in rows:
+                    await copy.write_row(row)
+        except psycopg.Error as error:
+            await self._raise(error, statement)
+
+    async def run_streaming(self, statement: LiteralString, values: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """The rows of a query as `run` gives them, one after the other: few of them are in memory at a time."""
+        try:
+            async with self._driver.cursor(name="stream", row_factory=namedtuple_row) as cursor:
+                cursor.itersize = _STREAMED
+                await cursor.execute(statement, values)
+                async for row in cursor:
+                    yield row
         except psycopg.Error as error:
             await self._raise(error, statement)
 

@@ -61,11 +61,11 @@ _settle = """
         DELETE FROM turn_chunks USING ended WHERE turn_pk = ended.id
     ), called AS (
         INSERT INTO provider_calls (session_id, turn, purpose, model, prompt_tokens, completion_tokens, cached_tokens,
-                                    reasoning_tokens, source, tokenizer, approximate, outcome)
+                                    reasoning_tokens, source, tokenizer, approximate, outcome, provider_ref)
         SELECT ended.session_id, ended.turn, call.* FROM ended, unnest(
             %(purposes)s::text[], %(models)s::text[], %(prompts)s::int[], %(completions)s::int[],
             %(cached)s::int[], %(reasoned)s::int[], %(sources)s::text[], %(tokenizers)s::text[],
-            %(approximates)s::boolean[], %(outcomes)s::text[]
+            %(approximates)s::boolean[], %(outcomes)s::text[], %(refs)s::text[]
         ) AS call
     )
     SELECT id FROM ended
@@ -96,7 +96,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One provider call as it is stored. ``tokenizer`` names what counted, where we did."""
+    """One provider call as it is stored. ``tokenizer`` names what counted, where we did.
+
+    ``provider_ref`` is the provider's own id of the call.
+    """
 
     model: str
     usage: Usage
@@ -104,6 +107,7 @@ class CallRecord:
     purpose: str = "chat"
     tokenizer: str | None = None
     approximate: bool = False
+    provider_ref: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,7 @@ class TurnRepository:
                 "tokenizers": [call.tokenizer for call in calls],
                 "approximates": [call.approximate for call in calls],
                 "outcomes": [call.outcome for call in calls],
+                "refs": [call.provider_ref for call in calls],
             },
         )
         return bool(rows)

@@ -14,8 +14,8 @@ from pydantic import AwareDatetime, BaseModel, Field, GetJsonSchemaHandler, Type
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 
-from app.application.services.callback_service import Purpose
 from app.domain.conversation import FinishReason, UsageSource
+from app.domain.ledger import CallbackPurpose
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -52,7 +52,7 @@ class _Work(_Event):
     turn_id: TurnId | None = Field(description="null for work on a whole session")
     model: str | None
     source: UsageSource = Field(description="whose figures these are")
-    purpose: Purpose
+    purpose: CallbackPurpose
 
 
 class UsageCallback(_Work):
