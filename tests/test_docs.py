@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from app.core.settings import Settings
+from app.domain.documents import shipped
+from app.domain.judge_prompt import PLACEHOLDERS
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import ChatClient, Command, connect, environment, new_pair
@@ -341,3 +343,27 @@ def test_deployments_set_what_there_is_to_set() -> None:
         assert names and names <= set(known), file.name
         if file.suffix == ".yaml":
             assert all(isinstance(part, dict) for part in yaml.safe_load_all(file.read_text()))
+
+
+def test_commands_and_examples_of_the_evaluation_page_work(settings: Settings, tmp_path: Path) -> None:
+    env = {"TURNSTONE_DATABASE__URL": str(settings.database.url), "TURNSTONE_DATA_DIR": str(tmp_path)}
+    said = {}
+    for command in filter(None, "\n".join(blocks("docs/evaluation.md", "sh")).splitlines()):
+        done = run(["bash", "-c", f"cd {tmp_path} && {command}"], **env)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        said[command] = done.stdout
+    [example] = blocks("docs/evaluation.md", "python")
+    done = run([sys.executable, "-c", example])
+    assert done.returncode == 0, done.stderr
+    assert [said["turnstone rubric diff compat-2026 v2"], done.stdout] == blocks("docs/evaluation.md", "text")
+    assert said["turnstone rubric diff v2 mine.yaml"] == "grades.A: at_least 90 → at_least 92\n"
+
+
+def test_keys_and_places_of_the_evaluation_page_are_all_there_are() -> None:
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    table = page[page.index("| key of a policy |") : page.index("## A rubric of your own")]
+    named = [
+        name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert named == list(yaml.safe_load(shipped("policy", "v2")))
+    assert set(re.findall(r"`\{\{(\w+)\}\}`", page)) == set(PLACEHOLDERS)

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import typer
 
-from app.cli import callbacks, running, sessions, usage
+from app.cli import callbacks, rubric, running, sessions, usage
 from app.cli.console import database_down, fail
 from app.cli.reconcile import reconcile
 from app.core.errors import StartupError
@@ -24,6 +24,7 @@ cli.add_typer(callbacks.cli, name="callbacks")
 cli.add_typer(sessions.cli, name="sessions")
 usage.cli.command("reconcile")(reconcile)
 cli.add_typer(usage.cli, name="usage")
+cli.add_typer(rubric.cli, name="rubric")
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ DocumentKind = Literal["rubric", "prompt", "policy"]
 KINDS: tuple[DocumentKind, ...] = ("rubric", "prompt", "policy")
 LONGEST_DOCUMENT = 200_000
 """Characters; a judge reads most of a document with every call."""
+NAME = "[a-z0-9][a-z0-9._-]{0,63}"
+"""What a document may be called."""
 
 _PLACES: dict[DocumentKind, tuple[str, str]] = {
     "rubric": ("rubrics", ".yaml"),

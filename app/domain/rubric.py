@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from app.domain.documents import DocumentError, content_hash
+from app.domain.documents import NAME, DocumentError, content_hash
 from app.domain.scoring import HIGHEST_MARK, LOWEST_MARK, Criterion, Intent
 from app.domain.strict_yaml import Section, read_yaml
 
@@ -14,7 +14,6 @@ Language = Literal["en", "ko"]
 LANGUAGES: tuple[Language, ...] = ("en", "ko")
 
 _MARKS = range(LOWEST_MARK, HIGHEST_MARK + 1)
-_NAME = "[a-z0-9][a-z0-9._-]{0,63}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Rubric:
         top = read_yaml(text, what, ("kind", "name"), LANGUAGES)
         if "kind" in top and not top.is_word("kind", "rubric"):
             top.problem("kind", "must be rubric")
-        name = top.text("name", pattern=_NAME)
+        name = top.text("name", pattern=NAME)
         texts = {
             language: _read_text(top.section(language, ("criteria", "hints")))
             for language in LANGUAGES

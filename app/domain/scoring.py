@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from app.domain.documents import content_hash
+from app.domain.documents import NAME, content_hash
 from app.domain.strict_yaml import Section, is_out_of_order, read_yaml
 
 LOWEST_MARK, HIGHEST_MARK = 1, 5
 HIGHEST_SCORE = 100.0
 _CLOSE = 1e-9
 """How far a sum of binary fractions may be from what it is on paper: 0.1 + 0.2 is not 0.3, and 90 has to be an A."""
-_NAME = "[a-z0-9][a-z0-9._-]{0,63}"
 
 
 class Intent(StrEnum):
@@ -307,7 +306,7 @@ def _parse(text: str) -> ScorePolicy:
     if "kind" in top and not top.is_word("kind", "policy"):
         top.problem("kind", "must be policy")
     policy = ScorePolicy(
-        name=top.text("name", pattern=_NAME),
+        name=top.text("name", pattern=NAME),
         hash=content_hash(text),
         samples=top.whole("samples", 1, 9),
         another_sample_at_spread=top.whole("another_sample_at_spread", 1, HIGHEST_MARK - LOWEST_MARK),
@@ -350,7 +349,7 @@ def _criteria(section: Section) -> Mapping[Intent, Mapping[Criterion, float]]:
         of_intent = section.section(intent, (), list(Criterion))
         parts = {c: _above_zero(of_intent, c, 100) for c in Criterion if c in of_intent}
         whole = math.fsum(parts.values())
-        if intent in section and not parts:
+        if of_intent.is_there and not parts:
             section.problem(intent, "must name one criterion at least, such as {R1: 1}")
         criteria[intent] = {criterion: part / whole for criterion, part in parts.items()} if whole else {}
     return criteria

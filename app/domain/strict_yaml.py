@@ -40,6 +40,11 @@ class Section:
         return key in self._fields
 
     @property
+    def is_there(self) -> bool:
+        """Whether the document has this mapping."""
+        return self._line is not None
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The known keys that are there, in the document's order."""
         return tuple(self._fields)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.domain.document_reading import find_shipped, name_of, read_document
-from app.domain.documents import DocumentError, DocumentKind, DocumentProblem, content_hash
+from app.domain.documents import NAME, DocumentError, DocumentKind, DocumentProblem, content_hash
 from app.infrastructure.persistence.models import EvaluationDocument
 from app.infrastructure.persistence.session import Transaction
 
@@ -23,11 +25,13 @@ class DocumentRepository:
         """Keep a document; returns its hash. What is kept already stays as it is, its first name too.
 
         Raises:
-            DocumentError: it cannot be used, or has another name in itself.
+            DocumentError: it cannot be used, has another name in itself, or a name that none may have.
         """
         own_name = name_of(read_document(kind, content))
         if own_name not in (None, name):
             raise DocumentError(f"The {kind} cannot be kept", (DocumentProblem("name", f"is not {name[:64]!r}"),))
+        if not re.fullmatch(NAME, name):
+            raise DocumentError(f"The {kind} cannot be kept", (DocumentProblem("name", f"must look like {NAME}"),))
         key = content_hash(content)
         values = {"hash": key, "kind": kind, "name": name, "content": content}
         await self._db.execute(insert(EvaluationDocument).values(values).on_conflict_do_nothing())
