@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from guard_training.counts import table
 from guard_training.data import (
     ATTACKS,
     FOLDER,
@@ -173,3 +175,9 @@ def test_files_are_written_so_that_a_reader_sees_what_is_there() -> None:
 
 def test_languages_are_those_that_are_documented(examples: list[Example]) -> None:
     assert {example.language for example in examples} == LANGUAGES
+
+
+def test_the_data_card_tells_the_counts(examples: list[Example]) -> None:
+    card = (Path(__file__).parents[1] / "guard_training" / "README.md").read_text(encoding="utf-8")
+    _, told, _ = re.split(r"<!-- (?:counts|end of counts).*-->\n", card)
+    assert told == table(examples) + "\n"

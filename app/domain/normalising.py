@@ -13,8 +13,6 @@ import unicodedata
 
 MOST_CHARACTERS = 32_000
 """Longer text is cut here; a message of the protocol is not longer."""
-_MOST_DECODED = 4
-"""Passages of base64 that are read in one text."""
 
 _UNSEEN = frozenset({"Cf", "Mn", "Me"})
 """Unicode categories of what shows nothing of its own: formats such as zero-width space, and combining marks."""
@@ -55,14 +53,9 @@ def plain(text: str) -> str:
 def folded(text: str) -> str:
     """``text`` as compared with known attacks: lower case, disguises undone, runs of white space made one space.
 
-    What stands there in base64 follows at the end, once decoded. At most ``MOST_CHARACTERS`` are read.
+    At most ``MOST_CHARACTERS`` are read.
     """
-    text = text[:MOST_CHARACTERS]
-    hidden = [_folded(passage) for passage in _decoded(text)]
-    return " ".join([_folded(text), *hidden])
-
-
-def _folded(text: str) -> str:
+    text = _BASE64.sub(_decoded, text[:MOST_CHARACTERS])
     if not text.isascii():
         text = plain(_JAMO.sub(_composed, text))
     text = text.lower()
@@ -94,17 +87,11 @@ def _syllable_of(initial: str, vowel: str, final: str) -> str:
     return chr(0xAC00 + (_INITIALS.index(initial) * 21 + ord(vowel) - ord("ㅏ")) * 28 + _FINALS.index(final))
 
 
-def _decoded(text: str) -> list[str]:
-    """Texts that stand in ``text`` as base64; what decodes to no text is a name, a hash or a picture."""
-    found: list[str] = []
-    for passage in _BASE64.finditer(text):
-        written = passage.group().rstrip("=")
-        try:
-            read = base64.b64decode(written + "=" * (-len(written) % 4)).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            continue
-        if read.isprintable():
-            found.append(read)
-        if len(found) == _MOST_DECODED:
-            break
-    return found
+def _decoded(passage: re.Match[str]) -> str:
+    """The text that base64 stands for; what stands for none is a name, a hash or a picture, and is left."""
+    written = passage.group().rstrip("=")
+    try:
+        read = base64.b64decode(written + "=" * (-len(written) % 4)).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return passage.group()
+    return read if read.isprintable() else passage.group()
