@@ -14,7 +14,7 @@ from app.core.settings import Settings
 from app.presentation.api import problems, webhooks
 from app.presentation.api.auth import Gate
 from app.presentation.api.limits import BodyLimit
-from app.presentation.api.routes import callbacks, chat, events, health, pages, sessions
+from app.presentation.api.routes import callbacks, chat, events, exams, health, pages, sessions
 
 
 def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
@@ -39,8 +39,8 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.limits.frame_bytes)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(problems.LastResort)  # added last, it stands first
-    for router in (chat.router, events.router, sessions.router, callbacks.router, health.router, pages.router):
-        app.include_router(router)
+    for routes in (chat, events, sessions, exams, callbacks, health, pages):
+        app.include_router(routes.router)
     webhooks.describe(app)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     return app

@@ -113,6 +113,7 @@ def test_document_knows_every_call_of_the_contract(service: Service) -> None:
         ("POST", "/api/sessions/{session_id}/end"),
         ("PUT", "/api/exams/{exam_id}"),
         ("GET", "/api/exams/{exam_id}"),
+        ("GET", "/api/exams/{exam_id}/versions"),
         ("GET", "/api/callbacks"),
         ("GET", "/api/callbacks/{event_id}"),
         ("POST", "/api/callbacks/{event_id}/replay"),

@@ -1,15 +1,13 @@
-"""The guard's rules: which labels a candidate's message earns. Pure, and no model is asked.
+"""The guard's labels, and its rules for attacks on the assistant's instructions and on the grading. Pure.
 
-A label flags; whether a message is refused is the policy's word. Talk such as "ignore the previous version" is normal
-in a coding exam, and so are "print the secret message" and "give me 100 test cases"; so the rules ask for a verb and an
-object that only make sense together.
+A label flags; what is done about it is the exam's word (`guard_policy`). Talk such as "ignore the previous version" is
+normal in a coding exam, and so are "print the secret message" and "give me 100 test cases"; so the rules ask for a verb
+and an object that only make sense together.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 
 from app.domain.normalising import plain
@@ -20,18 +18,14 @@ class GuardLabel(StrEnum):
 
     PROMPT_EXFILTRATION = "PROMPT_EXFILTRATION"
     JUDGE_MANIPULATION = "JUDGE_MANIPULATION"
+    JAILBREAK = "JAILBREAK"
+    OFF_TOPIC = "OFF_TOPIC"
+    UNSAFE = "UNSAFE"
+    SUBMISSION = "SUBMISSION"
 
 
-@dataclass(frozen=True, slots=True)
-class GuardVerdict:
-    """``labels`` the message earned, and whether it is refused."""
-
-    labels: frozenset[GuardLabel] = frozenset()
-    refused: bool = False
-
-
-GuardPolicy = Callable[[str], GuardVerdict]
-"""The hook: decides about one message. Must be quick; it runs on the event loop."""
+ATTACKS = frozenset({GuardLabel.PROMPT_EXFILTRATION, GuardLabel.JUDGE_MANIPULATION, GuardLabel.JAILBREAK})
+"""The labels of what is aimed at the assistant or at the grading."""
 
 _GRADE = (
     r"(?:5\s?/\s?5|100\s?(?:%|points?\b|/\s?100)|full\s+(?:marks?|points|score)\b"
@@ -70,16 +64,10 @@ _RULES: dict[GuardLabel, re.Pattern[str]] = {
 
 
 def labels_of(message: str) -> frozenset[GuardLabel]:
-    """Labels by rule, after NFKC and without what cannot be seen; tens of milliseconds for 32,000 characters."""
-    seen = plain(message)
+    """Labels by these rules, after NFKC and without what cannot be seen; tens of milliseconds for 32,000 characters."""
+    return attacks_of(plain(message))
+
+
+def attacks_of(seen: str) -> frozenset[GuardLabel]:
+    """As `labels_of`, of a text that `plain` has made."""
     return frozenset(label for label, rule in _RULES.items() if rule.search(seen))
-
-
-def policy_refusing(refused: frozenset[GuardLabel]) -> GuardPolicy:
-    """A policy that refuses messages with one of these labels and lets all others through, flagged."""
-
-    def decide(message: str) -> GuardVerdict:
-        labels = labels_of(message)
-        return GuardVerdict(labels, refused=bool(labels & refused))
-
-    return decide
