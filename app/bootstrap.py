@@ -24,7 +24,8 @@ from app.core import metrics
 from app.core.errors import StartupError
 from app.core.logging import place_of
 from app.core.settings import DatabaseSettings, Settings
-from app.domain.guarding import GuardLabel, policy_refusing
+from app.domain.guard_classifier import guard_classifier
+from app.domain.guard_policy import refusing
 from app.domain.langgraph.graph import build_graph
 from app.infrastructure.cache.redis_client import RedisClient
 from app.infrastructure.llm.models import OpenedModel, check_remote, history_budget, open_model
@@ -131,6 +132,7 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
             say("starting the local model")
             model = await open_model(settings, stack)
         await asyncio.to_thread(model.counter.load)
+        await asyncio.to_thread(guard_classifier)
         yield await _start_service(stack, settings, database, StateRepository(redis), model)
 
 
@@ -145,10 +147,15 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
         database = await stack.enter_async_context(open_database(settings, say=say))
         counter = TokenCounter(settings.llm.model)
         await asyncio.to_thread(counter.load)
+        await asyncio.to_thread(guard_classifier)
         bell = Bell(database.dsn)
         relay = CallbackRelay(settings.callbacks, lambda: lease.token)
         recovery = Recovery(
-            counter, history_budget(settings.llm), held=settings.callbacks.url is None, on_settled=relay.wake
+            counter,
+            history_budget(settings.llm),
+            refusing(settings.guard.refuse),
+            held=settings.callbacks.url is None,
+            on_settled=relay.wake,
         )
         lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=lambda _: None)
         await _take_lease(stack, lease, recovery)
@@ -170,10 +177,10 @@ async def _start_service(
     bell = Bell(database.dsn)
     on_settled = relay.wake if settings.worker.embedded else bell.ring
     model = Model(opened.client, opened.counter, opened.max_output_tokens, opened.history_tokens)
-    guard = policy_refusing(frozenset(map(GuardLabel, settings.guard.refuse)))
+    guard = refusing(settings.guard.refuse)
     generations = Generations(build_graph(), model.client, guard)
     runner = TurnRunner(model, state, most_turns=settings.limits.turns, held=held, on_settled=on_settled)
-    recovery = Recovery(model.counter, model.history_tokens, held=held, on_settled=on_settled)
+    recovery = Recovery(model.counter, model.history_tokens, guard, held=held, on_settled=on_settled)
     lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=runner.disown)
     tails = Tails(state)
 

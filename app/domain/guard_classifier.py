@@ -67,20 +67,19 @@ class GuardClassifier:
     def _score(self, window: str) -> float:
         known = self._ngrams
         dot = squares = 0.0
-        for gram, count in ngrams(window).items():
-            if gram in known:
-                weighted, weight = known[gram]
-                if count > 1:
-                    weighted *= 1 + math.log(count)
-                squares += weighted * weighted
-                dot += weighted * weight
+        for gram, count in ngrams(window, known).items():
+            weighted, weight = known[gram]
+            if count > 1:
+                weighted *= 1 + math.log(count)
+            squares += weighted * weighted
+            dot += weighted * weight
         weights = self._ideas
         total = self._bias + math.fsum([weights[idea] for idea in ideas(window) if idea in weights])
         return total + dot / math.sqrt(squares) if squares else total
 
     def _kind_of(self, window: str) -> str:
         known = self._ngrams
-        vector = {g: known[g][0] * (1 + math.log(count)) for g, count in ngrams(window).items() if g in known}
+        vector = {gram: known[gram][0] * (1 + math.log(count)) for gram, count in ngrams(window, known).items()}
         length = math.sqrt(sum(value * value for value in vector.values())) or 1.0
         found = ideas(window)
         scores = {label: kind.score(vector, length, found) for label, kind in self._kinds.items()}

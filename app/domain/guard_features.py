@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from functools import lru_cache
 
 from app.domain.guard_lexicon import FIRST_LETTERS, LONGEST_LATIN, LONGEST_OTHER, STEMS
 
@@ -42,13 +43,13 @@ def windows(folded: str) -> Iterator[str]:
         yield folded[start : start + WINDOW]
 
 
-def ngrams(window: str) -> Counter[str]:
-    """How often each n-gram occurs in ``window``, with a space before and after it."""
+def ngrams(window: str, known: Container[str] | None = None) -> Counter[str]:
+    """How often each n-gram (of those that are ``known``) occurs in ``window``, with a space before and after it."""
     padded = f" {window} "
     found: list[str] = []
     for size in range(SMALLEST, LARGEST + 1):
         found += [padded[i : i + size] for i in range(len(padded) - size + 1)]
-    return Counter(found)
+    return Counter(found if known is None else filter(known.__contains__, found))
 
 
 def ideas(window: str) -> set[str]:
@@ -66,6 +67,7 @@ def ideas(window: str) -> set[str]:
     return seen
 
 
+@lru_cache(maxsize=16_384)  # people use the same words over and over
 def _ideas_of(word: str) -> list[tuple[str, ...]]:
     whole = STEMS.get(f"={word}")
     if whole is not None:

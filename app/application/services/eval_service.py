@@ -220,7 +220,7 @@ class EvalService:
         given = input_of(
             command.message,
             started.history,
-            problem_text=started.problem_text,
+            exam=started.exam,
             history_tokens=model.history_tokens,
         )
         return TurnRef(started.pk, started.session_id, started.turn, command.turn_id, new.owner), given, generation
