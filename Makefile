@@ -52,7 +52,7 @@ schemas: $(TOOLS) ## write docs/schemas, the JSON Schemas of the callbacks, from
 	@$(BIN)/python -c 'from pathlib import Path; from app.presentation.schemas.callbacks import write_json_schemas as write; \
 		write(Path("docs/schemas"))'
 
-torture: $(TOOLS) ## kill, restart and cut at random instants, and check every promise (ARGS="--seconds 600 --seed 2")
+torture: $(TOOLS) ## kill, restart and cut at random instants, and check every promise (ARGS="--only callbacks --seed 2")
 	$(BIN)/python -m torture $(ARGS)
 
 bench: $(TOOLS) ## measure against the usual way, in one run (ARGS="--quick" for a short one)

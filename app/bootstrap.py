@@ -43,6 +43,9 @@ Say = Callable[[str], None]
 
 _SWEEP_INTERVAL_S = 10.0
 _JOB_PAUSE_S = 1.0
+_GIVE_BACK_S = 3.0
+_LOOK_AFTER_POSTGRES_S = 1.0
+_LONGEST_PAUSE_S = 30.0
 
 
 def silent(_line: str) -> None:
@@ -81,12 +84,28 @@ async def open_database(settings: Settings, *, say: Say = silent) -> AsyncIterat
             say("starting the embedded PostgreSQL")
             embedded = await asyncio.to_thread(EmbeddedPostgres.open, settings.data_dir)
             stack.push_async_callback(asyncio.to_thread, embedded.close)
+            _run(stack, lambda: _keep_running(embedded))
             url = embedded.url
-        database = Database(url, pool_size=settings.database.pool_size, timeout_s=settings.database.timeout_s)
+        limits = settings.database
+        database = Database(url, pool_size=limits.pool_size, timeout_s=limits.timeout_s, statement_s=limits.statement_s)
         stack.push_async_callback(database.close)
         await _prepare_tables(database, settings.database, say)
         bind(database)
         yield database
+
+
+async def _keep_running(postgres: EmbeddedPostgres) -> None:
+    """Start the embedded server again whenever it has died under us."""
+    pause = _LOOK_AFTER_POSTGRES_S
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            if await asyncio.to_thread(postgres.revive):
+                log.warning("postgres_had_died_and_runs_again")
+            pause = _LOOK_AFTER_POSTGRES_S
+        except StartupError as error:
+            log.error("postgres_has_died", problem=error.problem, remedy=error.remedy)
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
 
 
 async def _prepare_tables(database: Database, settings: DatabaseSettings, say: Say) -> None:
@@ -137,8 +156,10 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator[None]:
+async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator[CallbackRelay]:
     """Open what background jobs need, and run them: callbacks are delivered, and turns of dead processes settled.
+
+    Yields who delivers.
 
     Raises:
         StartupError: something cannot be used, and what to do about it.
@@ -166,7 +187,7 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
             relay.run,
             lambda: bell.listen_forever({CALLBACKS: lambda _: relay.wake()}),
         )
-        yield
+        yield relay
 
 
 async def _start_service(
@@ -211,7 +232,8 @@ async def _take_lease(stack: AsyncExitStack, lease: Lease, recovery: Recovery) -
 
 async def _give_back(lease: Lease) -> None:
     try:
-        await lease.give_back()
+        async with asyncio.timeout(_GIVE_BACK_S):
+            await lease.give_back()
     except DATABASE_DOWN:
         log.warning("lease_not_given_back")  # it runs out by itself
 

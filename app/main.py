@@ -14,7 +14,7 @@ from app.core.settings import Settings
 from app.presentation.api import problems, webhooks
 from app.presentation.api.auth import Gate
 from app.presentation.api.limits import BodyLimit
-from app.presentation.api.routes import callbacks, chat, events, exams, health, pages, sessions
+from app.presentation.api.routes import callbacks, chat, events, exams, health, pages, sessions, vibecode
 
 
 def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
@@ -41,6 +41,8 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
     app.add_middleware(problems.LastResort)  # added last, it stands first
     for routes in (chat, events, sessions, exams, callbacks, health, pages):
         app.include_router(routes.router)
+    if settings.callbacks.profile == "vibecode":
+        app.include_router(vibecode.router)
     webhooks.describe(app)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     return app

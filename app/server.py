@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -166,20 +166,8 @@ class Server(uvicorn.Server):
 async def serve(app: FastAPI, settings: Settings, listener: socket.socket, stopping: Stopping) -> None:
     """Serve until a signal; the application is open by now."""
     server = Server(app, settings)
-    stopping.call(server, settings.shutdown_grace_s)
+    stopping.call(server, settings.shutdown_grace_s, hurry=app.state.resources.relay.hurry)
     await server.serve(sockets=[listener])
-
-
-@asynccontextmanager
-async def serving(app: FastAPI, settings: Settings, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve for as long as the block lasts, whatever signals say."""
-    server = Server(app, settings)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
 
 
 class Stopping:
@@ -194,24 +182,30 @@ class Stopping:
         self._server: uvicorn.Server | None = None
         self._then = ""
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        self._hurry: Callable[[], None] | None = None
         self.asked = asyncio.Event()
 
-    def call(self, server: uvicorn.Server, grace_s: float) -> None:
-        """From now on, signals go to ``server``, which gives running turns ``grace_s``."""
+    def call(self, server: uvicorn.Server, grace_s: float, *, hurry: Callable[[], None]) -> None:
+        """From now on, signals go to ``server``, which gives running turns ``grace_s``; a second calls ``hurry``."""
         self._server = server
+        self._hurry = hurry
         self._then = f"; running answers may end within {grace_s:g} s; Ctrl-C again ends it now"
         self._task = None
 
-    def wait_instead(self) -> None:
-        """From now on, signals only set ``asked``."""
+    def wait_instead(self, *, hurry: Callable[[], None]) -> None:
+        """From now on, the first signal only sets ``asked``, and a second one calls ``hurry``."""
         self._task = None
+        self._hurry = hurry
 
     def on_signal(self, number: int) -> None:
         """Handle one. Any second one ends what still runs."""
         if self.asked.is_set():
             # A terminal that closes says so twice, through the kernel and the shell; that is no impatience.
-            if self._server is not None and number != signal.SIGHUP:
-                self._server.force_exit = True
+            if number != signal.SIGHUP:
+                if self._server is not None:
+                    self._server.force_exit = True
+                if self._hurry is not None:
+                    self._hurry()
             return
         self.asked.set()
         self._tell(f"stopping{self._then}")

@@ -13,7 +13,7 @@ async def work(settings: Settings, stopping: Stopping, *, say: Say) -> None:
     Raises:
         StartupError: something cannot be used, and what to do about it.
     """
-    async with open_worker(settings, say=say):
-        stopping.wait_instead()
+    async with open_worker(settings, say=say) as relay:
+        stopping.wait_instead(hurry=relay.hurry)
         say("working; Ctrl-C ends it")
         await stopping.asked.wait()

@@ -20,7 +20,9 @@ import structlog
 import uvloop
 
 from app.core.errors import StartupError
+from bench.callbacks import telling
 from bench.client import calm_collector
+from bench.elsewhere import cancelling_elsewhere
 from bench.first_token import first_token
 from bench.memory import memory
 from bench.plan import QUICK, Plan, say
@@ -38,7 +40,9 @@ PARTS: Mapping[str, Measure] = {
     "first-token": first_token,
     "latency": added_latency,
     "turns": throughput,
+    "callbacks": telling,
     "cancel": cancelling,
+    "elsewhere": cancelling_elsewhere,
     "soak": soak,
 }
 ON_DEMAND = {"soak"}
@@ -118,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure this service beside the usual way (bench/usual.py) in one run, by turns. Starts all it "
         "needs on loopback and stops it again. Progress goes to standard error, a Markdown table to standard output.",
     )
-    parser.add_argument("--quick", action="store_true", help="45 seconds in the place of four minutes; rougher")
+    parser.add_argument("--quick", action="store_true", help="a minute in the place of five; rougher")
     parser.add_argument("--streams", type=_positive(int), default=40, help="streams of the CPU comparison (40)")
     parser.add_argument("--rate", type=_positive(float), default=50.0, help="pieces a second of each stream (50)")
     parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}")

@@ -109,6 +109,12 @@ class Connection(asyncio.Protocol):
         self._send({"type": "cancel", "turn_id": self.turn.turn_id})
         return at
 
+    def cancel_elsewhere(self, turn: Turn, session_id: str) -> float:
+        """Ask to cancel a turn that another connection began; returns when."""
+        at = time.perf_counter()
+        self._send({"type": "cancel", "turn_id": turn.turn_id, "session_id": session_id})
+        return at
+
     def new_session(self) -> None:
         """From now on ask as another participant."""
         self.participant = next(_participants)

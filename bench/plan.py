@@ -18,7 +18,7 @@ from bench.client import Connection, Meter, Turn, wait_for
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths and counts; the full run takes up to four minutes, the quick one up to 45 seconds.
+    """Lengths and counts; the full run takes up to five minutes, the quick one up to a minute.
 
     ``relay_margin_s``: streams go on for this long after their steady phase; a busy machine begins them later than
     planned.
@@ -37,6 +37,10 @@ class Plan:
     level_s: float = 3.0
     turn_rounds: int = 2
     turns_s: float = 5.0
+    callback_pairs: int = 3
+    told_turns: int = 40
+    backlog_events: int = 3000
+    dead_events: int = 40_000
     idle_sockets: int = 500
     running_turns: int = 200
     memory_of_usual: bool = True
@@ -55,6 +59,9 @@ QUICK = Plan(
     direct_levels=(),
     level_s=1.0,
     turns_s=1.5,
+    callback_pairs=1,
+    told_turns=20,
+    backlog_events=1000,
     idle_sockets=200,
     running_turns=40,
     memory_of_usual=False,

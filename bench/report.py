@@ -113,8 +113,30 @@ GOALS = (
         lambda f: f["cpu_ms_per_turn"]["server"] + f["cpu_ms_per_turn"]["postgres"],
     ),
     Goal("turns", "callbacks delivered", "/s", lambda f: f["callbacks_per_s"], must=60, aim=300, at_least=True),
+    Goal(
+        "callbacks", "both callbacks of a turn at Core, when idle, p50", "ms", lambda f: f["quiet"]["told"]["p50_ms"],
+        must=150, aim=20, compared=lambda f: f"p95 {f['quiet']['told']['p95_ms']:.0f}",
+    ),
+    Goal(
+        "callbacks", "deliveries of a backlog", "/s", lambda f: f["quiet"]["deliveries_per_s"],
+        must=60, aim=300, at_least=True,
+    ),
+    Goal(
+        "callbacks", "… to other sessions while 40,000 events of dead ones wait, p50 (median of pairs)", "× slower",
+        lambda f: f["slower"]["told"], must=1.5, compared=lambda f: f"{f['waiting']['told']['p50_ms']:.1f} ms",
+    ),
+    Goal(
+        "callbacks", "… a backlog of theirs then (median of pairs)", "× slower", lambda f: f["slower"]["deliveries"],
+        must=1.5, compared=lambda f: f"{f['waiting']['deliveries_per_s']:.0f}/s",
+    ),
+    Goal(
+        "callbacks", "… a turn's own transaction then (median of pairs)", "× slower",
+        lambda f: f["slower"]["turn_end"], must=1.2, compared=lambda f: f"{f['waiting']['turn_end']['p50_ms']:.1f} ms",
+    ),
     Goal("cancel", "cancel → provider closed, p50", "ms", lambda f: f["provider_closed"]["p50_ms"]),
     Goal("cancel", "… p99", "ms", lambda f: f["provider_closed"]["p99_ms"], must=250),
+    Goal("elsewhere", "cancel on another process → closed, p99", "ms", lambda f: f["redis_up"]["p99_ms"], must=500),
+    Goal("elsewhere", "… while Redis is away, p99", "ms", lambda f: f["redis_down"]["p99_ms"], must=500),
     Goal(
         "soak", "memory after minutes of turns", "MB", lambda f: f["end_mb"],
         compared=lambda f: f"after the warm-up {f['warm_mb']:.1f}",

@@ -163,6 +163,13 @@ class Scene:
     database_url: str
     stack: ExitStack
 
+    def start_ours(self, name: str, redis_url: str) -> Server:
+        """Another process of this service on the same database, with Redis."""
+        more = {"TURNSTONE_REDIS__URL": redis_url}
+        server = _ours(name, self.scratch, self.database_url, self.provider, self.receiver, more)
+        self.stack.callback(server.stop)
+        return server.wait()
+
     def start_usual(self, name: str) -> Server:
         """Another process of the usual way; the caller stops it as soon as it is not needed."""
         server = _usual(name, self.scratch, self.provider)
@@ -170,7 +177,14 @@ class Scene:
         return server.wait()
 
 
-def _ours(name: str, scratch: Path, database_url: str, provider: Server, receiver: Server) -> Server:
+def _ours(
+    name: str,
+    scratch: Path,
+    database_url: str,
+    provider: Server,
+    receiver: Server,
+    more: Mapping[str, str] | None = None,
+) -> Server:
     env = {
         "TURNSTONE_PORT": "0",
         "TURNSTONE_DATA_DIR": str(scratch / "data"),
@@ -182,7 +196,7 @@ def _ours(name: str, scratch: Path, database_url: str, provider: Server, receive
         "TURNSTONE_LLM__API_KEY": "unused",
         "TURNSTONE_CALLBACKS__URL": f"{receiver.url}/callbacks",
     }
-    return Server(name, ["app.cli", "serve"], scratch, env)
+    return Server(name, ["app.cli", "serve"], scratch, {**env, **(more or {})})
 
 
 def _usual(name: str, scratch: Path, provider: Server) -> Server:

@@ -117,8 +117,8 @@ async def _stored(scene: Scene) -> int:
 
 async def _events(scene: Scene) -> int:
     """Different events that the receiver has accepted."""
-    counts = json.loads(await asyncio.to_thread(fetch, f"{scene.receiver.url}/count"))
-    return int(counts["events"])
+    counts = json.loads(await asyncio.to_thread(fetch, scene.receiver.url))
+    return int(counts["taken"])
 
 
 async def _drained(scene: Scene, before: int) -> int:

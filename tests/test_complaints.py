@@ -6,13 +6,14 @@ Rows that need several processes, a restart or a browser stand in the tests of t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 
 from tests.conftest import Rows
 from tests.support.chat import ChatClient, TurnSeen, connect, new_pair, wait_until
-from tests.support.core import FakeCore
+from tests.support.core import Answer, FakeCore
 from tests.support.provider import Figures, Provider, ProviderRequest, Script
 from tests.support.service import Service
 
@@ -24,6 +25,21 @@ def stored_answer(rows: Rows, session_id: int) -> str:
     query = "SELECT content FROM prompt_messages WHERE session_id = %s AND role = 'ASSISTANT'"
     content: str = rows.one(query, session_id)["content"]
     return content
+
+
+def misbehaving() -> list[Answer]:
+    """Answers that let a later event overtake an earlier one, if anything does."""
+    kinds = (Answer(status=500), Answer(action="reset"), Answer(delay_s=0.1, status=503), Answer(action="hang"))
+    return [*kinds, Answer(action="close"), Answer(status=429, headers=(("Retry-After", "0.1"),))] * 4
+
+
+async def talk(urls: Sequence[str], *, turns: int) -> int:
+    """So many turns of a new session, each at the next address; returns the session."""
+    pair = new_pair()
+    for number in range(turns):
+        async with connect(urls[number % len(urls)]) as client:
+            seen = await client.ask("hello", f"t{number}", **pair)
+    return seen.session_id
 
 
 async def usage_of(core: FakeCore, session_id: int) -> dict[str, Any]:
@@ -261,3 +277,15 @@ async def test_complaint_20_cached_tokens_are_counted_once(
     assert figures == (100, 64, 10, 110)
     assert seen.end["usage"]["total_tokens"] == 110
     assert rows.one("SELECT total_tokens FROM prompt_sessions WHERE id = %s", seen.session_id)["total_tokens"] == 110
+
+
+async def test_complaint_26_callbacks_arrive_in_order_while_core_refuses_resets_and_falls_silent(
+    start: Callable[..., Service], provider: Provider, core: FakeCore
+) -> None:
+    service = start(callbacks={"timeout_s": 0.3, "retry_delays_s": (0.02,) * 20})
+    core.next(*misbehaving())
+    sessions = await asyncio.gather(*(talk([service.url], turns=5) for _ in range(6)))
+    await core.reaches(6 * 5 * 2, 30)
+    for session_id in sessions:
+        assert [event.seq for event in core.events(session_id)] == list(range(1, 11))
+    assert len(core.deliveries) >= 6 * 5 * 2 + len(misbehaving())

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 import yaml
@@ -22,13 +23,16 @@ from app.domain.documents import shipped
 from app.domain.guard_policy import GuardAction
 from app.domain.guarding import GuardLabel
 from app.domain.judge_prompt import PLACEHOLDERS
+from app.fake_core.chaos import WORDS, Chaos
+from app.infrastructure.profiles import PROFILES, CoreRequest
 from app.presentation.schemas.exam_bodies import ExamRequest
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import ChatClient, Command, connect, environment, new_pair
 from tests.support.core import Delivery, FakeCore
 from tests.support.provider import Provider, Script
-from tests.support.service import Service
+from tests.support.service import Service, running
+from tests.test_profiles import SCORES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -217,6 +221,42 @@ def test_labels_and_actions_of_the_guard_are_all_there_are() -> None:
     assert re.findall(r"^\| `([a-z]+)`", page, re.MULTILINE) == [action.value for action in GuardAction]
 
 
+def test_the_vibecode_page_is_true(start: Callable[..., Service], core: FakeCore) -> None:
+    [env] = blocks("docs/vibecode.md", "env")
+    assert set(re.findall(r"TURNSTONE_[A-Z_]+", env)) <= set(documented_settings())
+    service = start(callbacks={"profile": "vibecode", "url": core.url})
+    [example] = blocks("docs/vibecode.md", "sh")
+    session, answered = (
+        json.loads(run(["bash", "-c", command], TURNSTONE=service.url).stdout)
+        for command in example.replace("\\\n", " ").strip().splitlines()
+    )
+    assert (session["id"], session["spec_id"]) == ("1", 9)
+    [request] = json_lines("docs/vibecode.md", "json request")
+    again = httpx.post(f"{service.url}/api/chat/messages", json=request).json()
+    assert again == answered, "the same message again"
+    [documented] = json_lines("docs/vibecode.md", "json answer")
+    assert set(again["aiMessage"]) == set(documented["aiMessage"])
+    assert all(again["aiMessage"][name] == documented["aiMessage"][name] for name in ("sessionId", "turn", "role"))
+    submission = {"examId": 3, "participantId": 42, "finalCode": "", "language": "python3.11", "submissionId": 88001}
+    [problem] = json_lines("docs/vibecode.md", "json problem")
+    assert httpx.post(f"{service.url}/api/session/submit", json=submission).json() == problem
+
+    common = {"exam_id": 3, "participant_id": 42, "submission_id": 88001}
+    result = {"final_scores": SCORES, "turn_scores": {}, "revision": 1}
+    events: list[dict[str, Any]] = [
+        {"type": "usage", "total_tokens": 40, "purpose": "chat"},
+        {"type": "submission_status", "status": "running"},
+        {"type": "final_scores", **result},
+        {"type": "final_scores", **result, "final_scores": {}},
+    ]
+    sent = [PROFILES["vibecode"].request_for({**common, **event}) for event in events]
+    bodies = [dict(request.body) for request in sent if isinstance(request, CoreRequest)]
+    written = json_lines("docs/vibecode.md", "json sent")
+    for body in (bodies[2], written[2]):
+        assert isinstance(body["score"].pop("rubricJson"), str)
+    assert bodies == written
+
+
 async def test_the_callback_and_its_receiver_are_as_documented(service: Service, core: FakeCore) -> None:
     async with connect(service.url) as client:
         await client.ask("hello", **new_pair())
@@ -342,6 +382,22 @@ async def test_commands_of_the_usage_page_work(
     await core.reaches(5)
     export(core.events())
     assert await ends(last, 0) == "no difference\n"
+
+
+def test_the_fake_core_of_the_operations_page_starts_and_its_words_are_all_told(tmp_path: Path) -> None:
+    [example] = blocks("docs/operations.md", "sh core")
+    program, *arguments = shlex.split(example)
+    assert program == "turnstone"
+    with running(Command(*arguments, "--port", "0", env={}, cwd=tmp_path)) as core:
+        core.wait_for_line("http://127.0.0.1:")
+    assert (tmp_path / "core.jsonl").exists()
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    told = re.findall(r"`([a-z-]+|\d{3})(?:=\d+)?:0\.1`", page[page.index("## A Core to try it with") :])
+    assert {word for word in told if not word.isdigit()} == set(WORDS) - {"NNN"}
+    for word in set(told):
+        Chaos(f"{word}:0.1")
+    for phases in re.findall(r"`(down \d+s then [^`]+)`", page):
+        Chaos(phases)
 
 
 def test_metrics_of_the_operations_page_exist(service: Service) -> None:

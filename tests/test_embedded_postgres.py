@@ -283,6 +283,69 @@ def test_killed_server_recovers_what_was_committed(place: Path, data_dir: Path, 
     assert servers_in(place) == []
 
 
+def test_a_dead_server_is_revived_by_whoever_looks_first_and_by_nobody_who_has_closed(
+    place: Path, data_dir: Path
+) -> None:
+    closed, first, second = (EmbeddedPostgres.open(data_dir) for _ in range(3))
+    closed.close()
+    run(first, "create table t as select generate_series(1, 1000) as n")
+    assert not first.revive(), "it lives"
+    pid = postmaster(data_dir)
+    kill([psutil.Process(pid)])
+    assert not closed.revive()
+    results: list[bool] = []
+    looking = [
+        threading.Thread(target=lambda handle=handle: results.append(handle.revive())) for handle in (first, second)
+    ]
+    for thread in looking:
+        thread.start()
+    for thread in looking:
+        thread.join()
+    assert sorted(results) == [False, True]
+    assert postmaster(data_dir) != pid
+    assert ask(second, "select count(*) from t") == 1000
+    first.close()
+    second.close()
+    assert servers_in(place) == []
+
+
+@pytest.mark.parametrize("closed", ["while it waits for its turn", "while it starts"])
+def test_a_server_that_is_being_revived_when_it_is_closed_is_stopped(place: Path, data_dir: Path, closed: str) -> None:
+    for pause_s in (0.0, 0.02, 0.1, 0.3):
+        postgres = EmbeddedPostgres.open(data_dir)
+        kill([psutil.Process(postmaster(data_dir))])
+        wait_until(lambda: servers_in(place) == [])
+        reviving, closing = threading.Thread(target=postgres.revive), threading.Thread(target=postgres.close)
+        with (data_dir / "postgres/turn.lock").open() as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            reviving.start()
+            time.sleep(0.1)
+            if closed == "while it waits for its turn":
+                closing.start()
+                time.sleep(pause_s)
+        if not closing.ident:
+            time.sleep(pause_s)
+            closing.start()
+        reviving.join(WAIT_S)
+        closing.join(WAIT_S)
+        assert servers_in(place) == []
+
+
+def test_a_server_whose_files_are_gone_is_not_replaced_by_an_empty_one(place: Path, data_dir: Path) -> None:
+    postgres = EmbeddedPostgres.open(data_dir)
+    kill(servers_in(place))
+    wait_until(lambda: servers_in(place) == [])
+    (data_dir / "postgres/data").rename(data_dir / "elsewhere")
+    with pytest.raises(StartupError, match="is gone"):
+        postgres.revive()
+    assert not (data_dir / "postgres/data").exists()
+    (data_dir / "elsewhere").rename(data_dir / "postgres/data")
+    assert postgres.revive()
+    shutil.rmtree(data_dir / "postgres/data")
+    postgres.close()
+    kill(servers_in(place))
+
+
 def test_process_id_of_a_dead_server_may_meanwhile_be_anybodys(place: Path, data_dir: Path) -> None:
     with EmbeddedPostgres.open(data_dir) as before:
         run(before, "create table t as select 1 as n")

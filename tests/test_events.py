@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from app.presentation.api.routes import events
 from tests.conftest import Rows
 from tests.support.chat import connect, new_pair
 from tests.support.provider import Provider, Script
+from tests.support.redis_server import RedisServer
 from tests.support.service import Service
 
 WAIT_S = 20.0
@@ -167,6 +169,31 @@ async def test_a_long_poll_without_news_is_empty(service: Service, provider: Pro
     await http.post(f"/api/sessions/{session_id}/turns/t1/cancel")
     end = (await http.get(path, params={"after_seq": 1}, headers=accept)).json()
     assert ([frame["type"] for frame in end["items"]], end["ended"]) == (["cancelled"], True)
+
+
+@pytest.mark.parametrize("mirrored", [False, True], ids=["without Redis", "with Redis"])
+async def test_a_poll_that_does_not_wait_shows_what_is_known_of_a_turn_of_another_process(
+    start: Callable[..., Service], provider: Provider, rows: Rows, mirrored: bool
+) -> None:
+    with RedisServer() if mirrored else nullcontext() as redis:
+        sections: dict[str, Any] = {"redis": {"url": redis.url}} if redis else {}
+        # With Redis the text has to come from there: the database has none for a while.
+        here, there = start(**sections), start(flush_interval_s=5 if mirrored else 0.05, **sections)
+        provider.next(HANGING)
+        session_id = await begin(there)
+        path, at_once = f"/api/sessions/{session_id}/turns/t1/events", {"wait_s": 0}
+        async with httpx.AsyncClient(base_url=here.url, timeout=WAIT_S) as http:
+            await asyncio.to_thread(provider.wait_requests, 1)
+            await asyncio.sleep(1)
+            accept = {"accept": "application/json"}
+            for _ in range(2):
+                body = (await http.get(path, params=at_once, headers=accept)).json()
+                assert (text_of(body["items"]), body["next"], body["ended"]) == ("so far", 1, False)
+            nothing = (await http.get(path, params={"after_seq": 1, **at_once}, headers=accept)).json()
+            assert nothing == {"items": [], "next": 1, "ended": False}
+            await http.post(f"/api/sessions/{session_id}/turns/t1/cancel")
+            body = (await http.get(path, params=at_once, headers=accept)).json()
+            assert ([frame["type"] for frame in body["items"]], body["ended"]) == (["delta", "cancelled"], True)
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])

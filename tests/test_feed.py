@@ -135,6 +135,19 @@ async def test_a_transaction_that_writes_first_and_records_late_takes_nothing_fr
     assert sorted(reader.seen) == sorted([(str(early), 1), (str(late), 1)])
 
 
+async def test_a_sessions_events_are_in_order_also_where_an_older_transaction_waited_for_a_younger_one(
+    client: httpx.AsyncClient, database: Database
+) -> None:
+    session_id = await new_session()
+    async with get_db_context() as older:
+        await older.run("SELECT pg_current_xact_id()", {})
+        await record(session_id, 2)
+        await CallbackService(older, held=True).send_error(session_id, "internal", "the third")
+    reader = Reader(client)
+    await reader.until(3)
+    assert [seq for _, seq in reader.seen] == [1, 2, 3]
+
+
 async def test_a_rolled_back_event_never_appears_and_holds_nothing_up(
     client: httpx.AsyncClient, database: Database
 ) -> None:

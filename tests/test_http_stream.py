@@ -248,6 +248,50 @@ async def test_a_connection_that_speaks_unasked_is_dropped(peer: Peer, client: C
     assert (answer.body, peer.connections) == (b"hi", 2)
 
 
+@pytest.mark.parametrize(
+    "surplus",
+    [
+        b"x",
+        b"\x00\xff",
+        b"HTT",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno",
+        CHUNKED + b"2\r\nno\r\n0\r\n\r\n",
+        b"HTTP/9",
+    ],
+    ids=["a byte", "binary", "part of a response", "a response", "a response in chunks", "no response"],
+)
+@pytest.mark.parametrize(
+    "whole",
+    [
+        OK + b"content-length: 2\r\n\r\nhi",
+        CHUNKED + b"2\r\nhi\r\n0\r\n\r\n",
+        OK + b"connection: close\r\ncontent-length: 2\r\n\r\nhi",
+    ],
+    ids=["length", "chunks", "close"],
+)
+async def test_what_follows_a_whole_response_takes_nothing_from_it_and_its_connection_is_not_used_again(
+    peer: Peer, client: Callable[..., StreamingHttp], whole: bytes, surplus: bytes
+) -> None:
+    peer.scripts = [[whole + surplus], [OK + b"content-length: 2\r\n\r\nyo"]]
+    http, answer, other = client(), Taken(), Taken()
+    assert await post(http, answer) is False
+    assert (answer.status, answer.body) == (200, b"hi")
+    assert await post(http, other) is False
+    assert (other.body, peer.connections) == (b"yo", 2)
+
+
+async def test_an_answer_that_has_enough_has_it_whatever_follows_in_the_same_read(
+    peer: Peer, client: Callable[..., StreamingHttp]
+) -> None:
+    peer.scripts = [[CHUNKED + b"3\r\nend\r\n0\r\n\r\nwhat?"], [CHUNKED + b"3\r\nend\r\n0\r\n\r\n"]]
+    http = client()
+    for _ in range(2):
+        answer = Taken(b"end")
+        assert await post(http, answer) is True
+        assert answer.body == b"end"
+    assert peer.connections == 2
+
+
 async def test_an_idle_connection_is_closed_in_time(
     peer: Peer, client: Callable[..., StreamingHttp], monkeypatch: pytest.MonkeyPatch
 ) -> None:

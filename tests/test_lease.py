@@ -14,7 +14,7 @@ from app.core.settings import Settings
 from app.domain.conversation import TurnStatus, Usage
 from app.infrastructure.persistence.session import Database, get_db_context
 from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
-from app.infrastructure.repositories.turn_repository import Chunk, TurnEnding, TurnRepository
+from app.infrastructure.repositories.turn_repository import Chunk, TurnEnding, TurnRepository, pack_lengths
 from app.infrastructure.repositories.worker_repository import WorkerRepository
 from tests.conftest import Rows, change
 from tests.support.chat import Command, TurnSeen, connect, environment, new_pair, wait_until
@@ -230,3 +230,46 @@ async def test_a_fenced_owner_starts_no_turn(database: Database, rows: Rows) -> 
         assert await SessionRepository(db).start_turn(new, token_budget=0) is None
     assert rows("SELECT id FROM prompt_turns") == rows("SELECT id FROM prompt_messages") == []
     assert rows.one("SELECT last_turn FROM prompt_sessions")["last_turn"] == 0
+
+
+async def test_a_turn_whose_owner_s_lease_has_no_row_is_ended_and_its_lane_delivered(
+    start: Callable[..., Service], provider: Provider, core: FakeCore, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that was deleted by hand, or that a dump was restored without."""
+    monkeypatch.setattr("app.bootstrap._SWEEP_INTERVAL_S", 0.2)
+    rows("INSERT INTO prompt_sessions (id, exam_id, participant_id, last_turn) VALUES (1, 1, 1, 1), (2, 1, 2, 1)")
+    rows(
+        "INSERT INTO prompt_turns (id, session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)"
+        " VALUES (1, 1, 1, 't1', false, 'running', 987654, 'm'), (2, 2, 1, 't1', false, 'running', 987654, 'm')"
+    )
+    rows(
+        "INSERT INTO prompt_messages (session_id, turn, role, content)"
+        " VALUES (1, 1, 'USER', 'why?'), (2, 1, 'USER', 'how?')"
+    )
+    rows("INSERT INTO turn_chunks VALUES (1, 1, 'so far', %s)", pack_lengths([6]))
+    rows("INSERT INTO callback_lanes (session_id, claimed_by) VALUES (2, 987654)")
+    service = start()
+    async with connect(service.url) as chat:
+        await chat.send(type="resume", session_id="1", turn_id="t1", after_seq=0)
+        ended = await chat.turn()
+        assert (ended.text, ended.end["code"]) == ("so far", INTERRUPTED.code)
+        assert (await chat.ask("and now?", "t2", session_id="1")).end["turn"] == 2
+    await core.reaches(lambda posts: sum(post.session_id == "2" for post in posts) == 3)
+    assert {row["status"] for row in rows("SELECT status FROM prompt_turns WHERE turn = 1")} == {"interrupted"}
+
+
+async def test_an_owner_whose_lease_has_no_row_any_more_writes_nothing_and_takes_a_new_one(
+    start: Callable[..., Service], provider: Provider, rows: Rows
+) -> None:
+    provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
+    service = start(lease_s=1, flush_interval_s=0.05)
+    async with connect(service.url) as chat:
+        await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+        await chat.until("delta")
+        await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM turn_chunks"))
+        rows("DELETE FROM workers")
+        assert (await chat.until("error", 30))["code"] == INTERRUPTED.code
+        assert (await chat.ask("Hello", "t2", **new_pair())).end["type"] == "done"
+    turn = rows.one("SELECT status, owner FROM prompt_turns WHERE client_turn_id = 't1'")
+    assert turn["status"] == "interrupted"
+    assert rows.one("SELECT id FROM workers WHERE fenced_at IS NULL")["id"] > turn["owner"]

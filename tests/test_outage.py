@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import signal
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -252,11 +253,11 @@ async def test_a_process_that_must_end_during_an_outage_says_so_and_another_ends
 
 
 @asynccontextmanager
-async def locked(url: str, statement: str) -> AsyncIterator[None]:
+async def locked(url: str, statement: str) -> AsyncIterator[psycopg.AsyncConnection]:
     """Hold what ``statement`` locks."""
     async with await psycopg.AsyncConnection.connect(url) as connection:
         await connection.execute(statement)
-        yield
+        yield connection
         await connection.rollback()
 
 
@@ -290,6 +291,64 @@ def waiting(url: str) -> int:
         found = connection.execute(query).fetchone()
     assert found is not None
     return int(found[0])
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+async def test_a_turn_whose_conversation_cannot_be_read_after_it_was_started_ends_at_once(
+    start: Callable[..., Service], database_url: str, provider: Provider, core: FakeCore, rows: Rows, cut: int
+) -> None:
+    """Its start waits for the end of the turn before, so it reads the conversation anew; ``cut`` times in vain."""
+    service = start()
+    async with connect(service.url) as chat:
+        first = await chat.ask("Hello", "t1", **new_pair())
+        rows("UPDATE prompt_turns SET status = 'running'")
+        async with locked(database_url, "SELECT 1 FROM prompt_sessions FOR UPDATE") as ending:
+            await ending.execute("UPDATE prompt_turns SET status = 'completed'")
+            await chat.send(type="message", message="And now?", turn_id="t2", session_id=first.session_id)
+            await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 1)
+            reading = asyncio.create_task(_hold_messages(database_url, cut))
+            await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 2)
+            await ending.commit()
+            begun = time.monotonic()
+        await reading
+        second = await chat.turn()
+    assert time.monotonic() - begun < 8, "sooner than the sweep finds it"
+    assert second.started["turn"] == 2
+    if cut == 1:
+        assert second.end["type"] == "done"
+        assert [message["content"] for message in provider.requests[1].messages][1:] == [
+            "Hello",
+            first.text,
+            "And now?",
+        ]
+    else:
+        assert (second.end["code"], second.end["retryable"], second.text) == ("internal", True, "")
+        assert len(provider.requests) == 1
+        assert rows.one("SELECT status FROM prompt_turns WHERE turn = 2")["status"] == "failed"
+    events = await core.reaches(4)
+    told = [event.type for event in core.events(first.session_id)]
+    assert told == [
+        "usage",
+        "message_response",
+        *(["usage", "message_response"] if cut == 1 else ["message_response", "error"]),
+    ], events
+
+
+async def _hold_messages(url: str, cut: int) -> None:
+    """Take the messages away from whoever reads them next, and cut it off, so many times."""
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        await connection.execute("LOCK TABLE prompt_messages")
+        for _ in range(cut):
+            pid = await asyncio.to_thread(wait_until, lambda: _reader(url))
+            await connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        await connection.rollback()
+
+
+def _reader(url: str) -> int | None:
+    with psycopg.connect(url) as connection:
+        query = "SELECT pid FROM pg_locks WHERE relation = 'prompt_messages'::regclass AND NOT granted"
+        found = connection.execute(query).fetchone()
+    return found and int(found[0])
 
 
 async def test_a_database_that_hangs_is_not_ready(quick: Callable[..., Service], database_url: str) -> None:

@@ -211,6 +211,37 @@ async def test_a_post_under_way_is_waited_for_and_not_repeated_after_the_restart
     assert [delivery.seq for delivery in core.deliveries] == [1, 2]
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 1.0], ids=["at once", "while it waits"])
+@pytest.mark.parametrize("command", ["serve", "worker"])
+async def test_a_second_signal_does_not_wait_for_a_core_that_hangs_and_its_event_is_sent_again(
+    env: dict[str, str], provider: Provider, core: FakeCore, rows: Rows, command: str, pause_s: float
+) -> None:
+    env["TURNSTONE_CALLBACKS__TIMEOUT_S"] = "60"
+    core.always(Answer(delay_s=120))
+    serving = Command("serve", env={**env, "TURNSTONE_WORKER__EMBEDDED": "true" if command == "serve" else "false"})
+    with running(serving) as serve:
+        await asyncio.to_thread(serve.wait_ready)
+        with running(serve if command == "serve" else Command("worker", env=env)) as process:
+            if command == "worker":
+                await asyncio.to_thread(process.wait_for_line, "working")
+            async with connect(serve.url) as chat:
+                await chat.ask("Hello", "t1", **new_pair())
+            await core.reaches(lambda posts: len(posts) == 1)
+            process.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(process.wait_for_line, "stopping")
+            await asyncio.sleep(pause_s)
+            assert process.process.poll() is None
+            process.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.process.wait, 20) == 0
+        assert await asyncio.to_thread(serve.stop) == 0
+    core.always(Answer())
+    with running(Command("worker", env=env)):
+        await core.reaches(lambda posts: sum(post.accepted for post in posts) == 2, 30)
+    first, again, other = core.deliveries
+    assert first.id == again.id != other.id
+    assert {row["status"] for row in rows("SELECT status FROM callbacks")} <= {"pending", "delivered"}
+
+
 @pytest.mark.parametrize("command", ["serve", "worker"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_was_started_ends_with_the_command(

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from tests.support.core import FakeCore
 from tests.support.provider import Provider, Script
 from tests.support.redis_server import RedisServer
 from tests.support.service import Service, running
+from tests.test_complaints import misbehaving, talk
 
 WAIT_S = 30.0
 HANGING = Script(pieces=("so ", "far ", "never"), ending="hang", ending_at=2, piece_delay_s=0.02)
@@ -205,3 +207,27 @@ async def test_one_running_turn_per_session_on_all_processes(both: tuple[Service
         await chat.send(type="cancel", session_id=session_id, turn_id="t1")
         await chat.until("cancelled")
         assert (await chat.ask("another", "t2", **pair)).end["type"] == "done"
+
+
+async def test_complaint_26_callbacks_arrive_in_order_whichever_process_delivers_them(
+    settings: Settings, core: FakeCore, rows: Rows
+) -> None:
+    settings = change(settings, lease_s=1, callbacks={"timeout_s": 0.3, "retry_delays_s": (0.02,) * 50})
+    env = environment(settings, TURNSTONE_PORT="0")
+    core.next(*misbehaving())
+    with ExitStack() as stack:
+        serving = [stack.enter_context(running(Command("serve", env=env))) for _ in range(2)]
+        for process in serving:
+            await asyncio.to_thread(process.wait_ready)
+        urls = [process.url for process in serving]
+        talks = [asyncio.create_task(talk(urls[n % 2 :] + urls[: n % 2], turns=6)) for n in range(6)]
+        worker = stack.enter_context(running(Command("worker", env=env)))
+        await asyncio.to_thread(worker.wait_for_line, "working")
+        sessions = await asyncio.gather(*talks)
+        core.next(*misbehaving())
+        sessions += await asyncio.gather(*(talk(urls, turns=6) for _ in range(4)))
+        worker.kill()
+        await core.reaches(10 * 6 * 2, WAIT_S)
+        for session_id in sessions:
+            assert [event.seq for event in core.events(session_id)] == list(range(1, 13))
+    assert {row["event_id"] for row in rows("SELECT event_id FROM callbacks")} == {event.id for event in core.events()}

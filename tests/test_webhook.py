@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.application.services.callback_relay import judge
+from app.application.services.callback_verdict import judge
 from app.core.settings import CallbackSettings
 from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.repositories.callback_repository import CallbackEvent

@@ -3,67 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
-from torture.candidate import Candidate
-from torture.chaos import Chaos
-from torture.check import Finding, check
-from torture.scene import Scene, open_scene
+from torture.check import Finding
+from torture.delivery import run_callbacks
+from torture.turns import run_turns
 
-_SETTLE_S = 90.0
+SCENARIOS: Mapping[str, Callable[[argparse.Namespace, Path], list[Finding]]] = {
+    "turns": run_turns,
+    "callbacks": run_callbacks,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 where everything held."""
-    parser = argparse.ArgumentParser(prog="python -m torture", description=main.__doc__)
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long (120)")
-    parser.add_argument("--seed", type=int, default=1, help="of all that is decided by chance (1)")
-    parser.add_argument("--processes", type=int, default=2, help="processes that serve (2)")
-    parser.add_argument("--candidates", type=int, default=10, help="candidates at once (10)")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     log_dir = Path(tempfile.mkdtemp(prefix="turnstone-torture-logs-"))
-    say(f"starting {options.processes} processes, PostgreSQL, Redis, a provider and Core; logs go to {log_dir}")
-    with open_scene(options.processes, log_dir) as scene:
-        findings = asyncio.run(_run(scene, options))
-    return report(findings, log_dir)
+    codes = [report(SCENARIOS[name](options, log_dir), log_dir) for name in SCENARIOS if options.only in (None, name)]
+    return max(codes)
 
 
-async def _run(scene: Scene, options: argparse.Namespace) -> list[Finding]:
-    until = time.monotonic() + options.seconds
-    candidates = [Candidate(scene, options.seed, number) for number in range(options.candidates)]
-    chaos = Chaos(scene, options.seed, say)
-    await asyncio.gather(chaos.run(until), *(candidate.run(until) for candidate in candidates))
-    say(f"{sum(chaos.done.values())} faults ({', '.join(f'{n} {name}' for name, n in chaos.done.most_common())})")
-    scene.core.reset_answers()
-    await asyncio.to_thread(_settle, scene)
-    kinds = Counter(end["type"] for candidate in candidates for turn in candidate.turns for end in turn.ends)
-    say(f"{sum(len(c.turns) for c in candidates)} turns asked for; ends told: {dict(kinds)}")
-    return check(scene, candidates)
-
-
-def _settle(scene: Scene) -> None:
-    """Wait until nothing runs any more and Core has been told all."""
-    deadline = time.monotonic() + _SETTLE_S
-    while time.monotonic() < deadline:
-        running = scene.rows("SELECT count(*) FROM prompt_turns WHERE status = 'running'")
-        waiting = scene.rows("SELECT count(*) FROM callbacks WHERE status = 'pending'")
-        if running == [(0,)] and waiting == [(0,)]:
-            return
-        time.sleep(0.2)
-    say(f"not settled after {_SETTLE_S:.0f} s")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m torture", description=main.__doc__)
+    parser.add_argument("--only", choices=SCENARIOS, help="one of the two; both, one after the other, unless told")
+    parser.add_argument("--seed", type=int, default=1, help="of all that is decided by chance (1)")
+    turns = parser.add_argument_group("turns", "candidates ask while processes, PostgreSQL, Redis and Core fail")
+    turns.add_argument("--seconds", type=float, default=120.0, help="how long (120)")
+    turns.add_argument("--processes", type=int, default=2, help="processes that serve (2)")
+    turns.add_argument("--candidates", type=int, default=10, help="candidates at once (10)")
+    callbacks = parser.add_argument_group(
+        "callbacks", "Core is away, then misbehaves, while the worker is killed: by push and by the feed it knows all"
+    )
+    callbacks.add_argument("--events", type=int, default=5000, help="events recorded, at least (5000)")
+    callbacks.add_argument("--kills", type=int, default=20, help="kill -9 of the worker (20)")
+    callbacks.add_argument(
+        "--hour",
+        type=float,
+        default=12.0,
+        help="seconds that stand for the hour without Core, in which four kills fall (12)",
+    )
+    return parser
 
 
 def report(findings: Sequence[Finding], log_dir: Path) -> int:
@@ -78,11 +67,6 @@ def report(findings: Sequence[Finding], log_dir: Path) -> int:
     if broken:
         print(f"the processes' logs are in {log_dir}")
     return 1 if broken else 0
-
-
-def say(line: str) -> None:
-    """Progress, for whoever waits."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

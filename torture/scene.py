@@ -6,11 +6,13 @@ import contextlib
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -45,6 +47,18 @@ class Postgres:
         postmaster.send_signal(signal.SIGQUIT)
         postmaster.wait(_GONE_S)
         EmbeddedPostgres.open(self._data_dir).close()
+
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        """Read the database; waits while it is being restarted."""
+        deadline = time.monotonic() + _GONE_S
+        while True:
+            try:
+                with psycopg.connect(self.url, autocommit=True) as connection:
+                    return connection.execute(statement).fetchall()  # type: ignore[arg-type]  # our own constants
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def close(self) -> None:
         """Stop it."""
@@ -88,20 +102,11 @@ class Scene:
 
     def keep_log(self, process: Command) -> None:
         """Keep what a process said, for whoever looks into a finding."""
-        path = self.log_dir / f"serve-{process.process.pid}.log"
-        path.write_text(process.output, encoding="utf-8")
+        keep_log(process, self.log_dir, "serve")
 
     def rows(self, statement: str) -> list[tuple[object, ...]]:
-        """Read the database; waits while it is being restarted."""
-        deadline = time.monotonic() + _GONE_S
-        while True:
-            try:
-                with psycopg.connect(self.postgres.url, autocommit=True) as connection:
-                    return connection.execute(statement).fetchall()  # type: ignore[arg-type]  # our own constants
-            except psycopg.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+        """Read the database."""
+        return self.postgres.rows(statement)
 
 
 @contextlib.contextmanager
@@ -142,6 +147,17 @@ def open_scene(processes: int, log_dir: Path) -> Iterator[Scene]:
                 scene.keep_log(process)
                 with contextlib.suppress(Exception):
                     process.kill()
+
+
+def keep_log(process: Command, log_dir: Path, name: str) -> None:
+    """Write down what a process said."""
+    path = log_dir / f"{name}-{process.process.pid}.log"
+    path.write_text(process.output, encoding="utf-8")
+
+
+def say(line: str) -> None:
+    """Progress, for whoever waits."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def pick(chance: random.Random, weights: dict[str, float]) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import typer
 
-from app.cli import callbacks, guard, rubric, running, sessions, usage
+from app.cli import callbacks, fake_core, guard, rubric, running, sessions, usage
 from app.cli.console import database_down, fail
 from app.cli.reconcile import reconcile
 from app.core.errors import StartupError
@@ -20,6 +20,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(running.cli)
+cli.add_typer(fake_core.cli)
 cli.add_typer(callbacks.cli, name="callbacks")
 cli.add_typer(sessions.cli, name="sessions")
 cli.add_typer(guard.cli, name="guard")

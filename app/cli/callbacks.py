@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from app.cli.console import LARGEST_ID, MOMENTS, AsJson, Limit, is_text, no_such, print_json, say, utc, with_database
+from app.core.errors import StartupError
 
 cli = typer.Typer(help="What Core was told, and what it still has to be told.", no_args_is_help=True)
 
@@ -71,6 +72,13 @@ def show_callback(event_id: Annotated[str, typer.Argument(help="Its webhook-id."
     with_database(show)
 
 
+def _taken_once(event_id: str) -> StartupError:
+    return StartupError(
+        f"{event_id} is a result, which Core takes once, and it has not failed.",
+        "`turnstone callbacks show` says where it stands; Core can read it from GET /api/callbacks/events.",
+    )
+
+
 @cli.command("replay")
 def replay_callbacks(
     event_ids: Annotated[list[str] | None, typer.Argument(help="Their webhook-ids; or say which by options.")] = None,
@@ -100,14 +108,19 @@ def replay_callbacks(
 
 
 async def _replay_these(event_ids: list[str]) -> None:
+    from app.core.settings import load_settings
     from app.infrastructure.persistence.session import get_db_context
+    from app.infrastructure.profiles import PROFILES
     from app.infrastructure.repositories.callback_repository import CallbackRepository
 
+    once = PROFILES[load_settings().callbacks.profile].once
     for event_id in event_ids:
         async with get_db_context() as db:
-            callback = await CallbackRepository(db).replay(event_id) if is_text(event_id) else None
+            callbacks = CallbackRepository(db)
+            callback = await callbacks.replay(event_id, once=once) if is_text(event_id) else None
             if callback is None:
-                raise no_such("callback", event_id)
+                there = is_text(event_id) and await callbacks.get(event_id) is not None
+                raise _taken_once(event_id) if there else no_such("callback", event_id)
         typer.echo(f"{event_id}  {callback.status.value}")
 
 
@@ -121,8 +134,10 @@ async def _replay_chosen(
     *,
     dry_run: bool,
 ) -> None:
+    from app.core.settings import load_settings
     from app.infrastructure.persistence.models import CallbackStatusEnum
     from app.infrastructure.persistence.session import get_db_context
+    from app.infrastructure.profiles import PROFILES
     from app.infrastructure.repositories.callback_repository import CallbackFilter, CallbackRepository, replay_each
 
     which = CallbackFilter(
@@ -132,6 +147,7 @@ async def _replay_chosen(
         exam_id=exam,
         since=utc(since),
         until=utc(until),
+        once=PROFILES[load_settings().callbacks.profile].once,
     )
     async with get_db_context() as db:
         count = await CallbackRepository(db).count(which)

@@ -3,7 +3,8 @@
 ::
 
     TurnstoneError            what a client may be told: code, message, retryable
-    └── ModelError            the provider failed or refused (``llm_*``)
+    ├── ModelError            the provider failed or refused (``llm_*``)
+    └── DocumentError         a rubric, judge's prompt or policy cannot be used (``domain/documents.py``)
     StartupError              what an operator is told when a command cannot run
     └── ExportError           a file that a command was given cannot be taken
 
@@ -29,6 +30,8 @@ class ErrorCode(StrEnum):
     TURN_NOT_FOUND = "turn_not_found"
     TURN_IN_PROGRESS = "turn_in_progress"
     TURN_ID_CONFLICT = "turn_id_conflict"
+    NOT_REPLAYABLE = "not_replayable"
+    NOT_IMPLEMENTED = "not_implemented"
     RATE_LIMITED = "rate_limited"
     BUDGET_EXHAUSTED = "budget_exhausted"
     EXAM_CLOSED = "exam_closed"

@@ -109,22 +109,27 @@ Delay = Annotated[float, Field(ge=0, le=31_536_000)]
 
 
 class _Section(BaseModel):
+    """A part of the settings. What may hold a password, as an address does, is not shown with the others."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DatabaseSettings(_Section):
     """PostgreSQL; without a URL an embedded one runs in the data directory."""
 
-    url: PostgresUrl | None = None
+    url: PostgresUrl | None = Field(None, repr=False)
     pool_size: int = Field(10, ge=1, le=200, description="connections one process holds at most")
     timeout_s: Seconds = Field(5.0, description="longest wait for a connection")
+    statement_s: Seconds = Field(
+        30.0, description="longest time for one statement; migrations and commands have no limit"
+    )
     migrate: bool = Field(True, description="run missing migrations at start")
 
 
 class RedisSettings(_Section):
     """Redis mirrors running turns for other processes; without a URL live state stays in this process."""
 
-    url: RedisUrl | None = None
+    url: RedisUrl | None = Field(None, repr=False)
     timeout_s: Seconds = Field(0.5, description="longest wait for one command")
 
 
@@ -132,7 +137,7 @@ class LlmSettings(_Section):
     """The model candidates talk to."""
 
     model: str = Field("local", min_length=1)
-    base_url: HttpUrl | None = None
+    base_url: HttpUrl | None = Field(None, repr=False)
     api_key: Key | None = None
     max_output_tokens: int = Field(1024, ge=1)
     timeout_s: Seconds = Field(60.0, description="silence of the provider that ends a turn")
@@ -140,9 +145,10 @@ class LlmSettings(_Section):
 
 
 class CallbackSettings(_Section):
-    """Where and how Core is told."""
+    """Where and how Core is told. With the profile ``vibecode`` paths are appended to ``url``."""
 
-    url: HttpUrl | None = None
+    profile: Literal["standard", "vibecode"] = "standard"
+    url: HttpUrl | None = Field(None, repr=False)
     api_key: Key | None = None
     signing_secret: SigningSecret | None = None
     previous_secret: SigningSecret | None = Field(None, description="signs too, while Core changes over to a new one")
@@ -151,6 +157,12 @@ class CallbackSettings(_Section):
     )  # fmt: skip
     timeout_s: Seconds = 15.0
     concurrency: int = Field(16, ge=1, description="deliveries at once, besides those that Core keeps waiting")
+
+    @model_validator(mode="after")
+    def _paths_can_be_appended(self) -> CallbackSettings:
+        if self.profile == "vibecode" and self.url is not None and ("?" in self.url or "#" in self.url):
+            raise ValueError("with the profile vibecode the URL is what paths are appended to, so it has no ? and no #")
+        return self
 
 
 class AuthSettings(_Section):

@@ -1,5 +1,7 @@
 """A fake Core: receives callbacks over HTTP, keeps everything that came, and answers as told.
 
+It reads and answers as `app.fake_core` does; there chance decides, here each test says what it wants.
+
 ::
 
     with FakeCore(secret="whsec_…") as core:
@@ -13,85 +15,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from aiohttp import web
-from standardwebhooks import Webhook, WebhookVerificationError
 
-from tests.support.servers import WAIT_S, AppThread, Journal, reset_connection
+from app.fake_core import answer as of_core
+from app.fake_core.receiver import LARGEST_BODY, Delivery, Receiver, give
+from tests.support.servers import WAIT_S, AppThread, Journal
 
 Predicate = Callable[[list["Delivery"]], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """How Core answers one POST.
+class Answer(of_core.Answer):
+    """How Core answers one POST. ``times``: how many POSTs get it when it stands in a queue."""
 
-    Attributes:
-        action: ``hang``: no answer, ever. ``reset``, ``close``: the connection ends (RST, FIN) in the place of an
-            answer.
-        delay_s: wait before it.
-        times: how many POSTs get it when it stands in a queue.
-    """
-
-    status: int = 200
-    headers: Sequence[tuple[str, str]] = ()
-    body: str = "{}"
-    delay_s: float = 0.0
-    action: Literal["answer", "hang", "reset", "close"] = "answer"
     times: int = 1
-
-
-@dataclass(slots=True, eq=False)
-class Delivery:
-    """One POST as it came. ``at`` is ``time.monotonic()`` seconds.
-
-    Attributes:
-        headers: with names in lower case.
-        body: the parsed JSON object; empty when it was none.
-        signature: whether the Standard Webhooks signature fits; ``None`` when Core knows no secret.
-        status: what was answered; ``None`` while nothing was.
-        ended_at: when the answer was sent or the connection ended.
-    """
-
-    headers: Mapping[str, str]
-    raw: bytes
-    body: dict[str, Any]
-    at: float
-    signature: bool | None
-    status: int | None = None
-    ended_at: float | None = None
-
-    @property
-    def id(self) -> str | None:
-        """``webhook-id``, the same for every try of one event."""
-        return self.headers.get("webhook-id")
-
-    @property
-    def session_id(self) -> str:
-        """The session it belongs to, as text; empty when the body names none."""
-        return str(self.body.get("session_id", ""))
-
-    @property
-    def seq(self) -> int | None:
-        """``callback_seq``."""
-        return self.body.get("callback_seq")
-
-    @property
-    def type(self) -> str | None:
-        """The event's type."""
-        return self.body.get("type")
-
-    @property
-    def accepted(self) -> bool:
-        """Whether it was answered with a 2xx."""
-        return self.status is not None and 200 <= self.status < 300
 
 
 class FakeCore(AppThread):
@@ -107,8 +48,7 @@ class FakeCore(AppThread):
         self.default = Answer()
         self.session_defaults: dict[str, Answer] = {}
         self.deliveries: Journal[Delivery] = Journal()
-        self._webhook = Webhook(secret) if secret is not None else None
-        self._api_key = api_key
+        self._receiver = Receiver(secret=secret, api_key=api_key)
         self._queues: defaultdict[str | None, deque[Answer]] = defaultdict(deque)
 
     # what a test uses
@@ -175,65 +115,23 @@ class FakeCore(AppThread):
     # the server
 
     def _application(self) -> web.Application:
-        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app = web.Application(client_max_size=LARGEST_BODY)
         app.router.add_post("/callbacks", self._receive)
+        app.router.add_post("/api/{path:.*}", self._receive)
         return app
 
     async def _receive(self, request: web.Request) -> web.Response:
-        at = time.monotonic()
-        raw = await request.read()
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        delivery = Delivery(headers, raw, _parse(raw), at, self._verify(raw, headers))
+        delivery = await self._receiver.read(request)
         self.deliveries.add(delivery)
-        answer = self._choose(delivery)
         try:
-            if answer.action == "hang":
-                await asyncio.sleep(math.inf)
-            if answer.delay_s > 0:
-                await asyncio.sleep(answer.delay_s)
-            if answer.action in ("reset", "close"):
-                _end(request.transport, with_reset=answer.action == "reset")
-            else:
-                delivery.status = answer.status
+            return await give(request, delivery, self._choose(delivery))
         finally:
-            delivery.ended_at = time.monotonic()
             self.deliveries.changed()
-        return web.Response(
-            status=answer.status, headers=list(answer.headers), text=answer.body, content_type="application/json"
-        )
-
-    def _verify(self, raw: bytes, headers: dict[str, str]) -> bool | None:
-        if self._webhook is None:
-            return None
-        try:
-            self._webhook.verify(raw, headers, json_parse=False)
-        except (WebhookVerificationError, ValueError):  # ValueError: the header cannot be read at all
-            return False
-        return True
 
     def _choose(self, delivery: Delivery) -> Answer:
-        if delivery.signature is False:
-            return Answer(status=401)
-        if self._api_key is not None and delivery.headers.get("x-api-key") != self._api_key:
+        if not delivery.trusted:
             return Answer(status=401)
         for key in (delivery.session_id, None):
             if self._queues[key]:
                 return self._queues[key].popleft()
         return self.session_defaults.get(delivery.session_id, self.default)
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(raw)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _end(transport: asyncio.Transport | None, *, with_reset: bool) -> None:
-    if transport is None:
-        return
-    if with_reset:
-        reset_connection(transport)
-    else:
-        transport.close()

@@ -38,7 +38,8 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from tests.support.servers import WAIT_S, AppThread, Journal, reset_connection
+from app.fake_core.receiver import reset_connection
+from tests.support.servers import WAIT_S, AppThread, Journal
 
 SECRET = "sk-provider-secret-7f3a9b-never-show-this"
 """Stands in every error body and error event; found anywhere else it shows that a provider's words leaked."""

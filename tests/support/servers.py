@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -182,10 +180,3 @@ class AppThread:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def reset_connection(transport: asyncio.Transport) -> None:
-    """Close with RST in the place of FIN; what was not sent yet is lost."""
-    connection = transport.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()

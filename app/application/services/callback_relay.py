@@ -18,11 +18,13 @@ from datetime import UTC, datetime
 
 import structlog
 
+from app.application.services.callback_verdict import judge, lost_sight_of
 from app.core import metrics
 from app.core.settings import CallbackSettings
 from app.domain.circuit import Circuit, CircuitState
 from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.profiles import Skipped
 from app.infrastructure.repositories.callback_lanes import CallbackLanes, ClaimedLane, TryResult
 from app.infrastructure.repositories.callback_repository import CallbackEvent
 from app.infrastructure.webhook import Delivered, Refused, Unreachable, WebhookSender
@@ -43,11 +45,6 @@ It bounds what a crash may send twice, and for how long a session with a long ba
 _PLACE_S = 0.5
 _MOST_PER_PLACE = 8
 """Lanes at once for each place: those that have made room cost a connection and no work, but not without end."""
-_GIVE_UP_AT_ONCE = {410}
-_GIVE_UP_SOON = {400, 413, 422}
-_TRIES_UNTIL_SOON = 3
-_SAYS_WHEN = {429, 503}
-_ASKED_BEYOND_TRIES_S = 60.0
 _UNAVAILABLE = 503
 _JITTER = 1.1
 
@@ -72,13 +69,20 @@ class CallbackRelay:
         self._lanes: dict[asyncio.Task[None], ClaimedLane] = {}
         self._in_place: dict[asyncio.Task[None], ClaimedLane] = {}
         self._circuit = Circuit(settings.retry_delays_s)
-        self._ahead: ClaimedLane | None = None
-        self._ahead_is_newest = False
+        self._ahead: set[ClaimedLane] = set()
         self._stopping = False
+        self._patience_s = settings.timeout_s
 
     def wake(self) -> None:
         """Something was committed: look now."""
         self._woken.set()
+
+    def hurry(self) -> None:
+        """At the end wait for no POST: what becomes of those under way is lost, and their events are sent again."""
+        self._patience_s = 0.0
+        if self._stopping:
+            for task in self._lanes:
+                task.cancel()
 
     async def run(self) -> None:
         """Deliver until cancelled. POSTs under way are waited for, so that their outcome is written."""
@@ -91,7 +95,7 @@ class CallbackRelay:
         finally:
             self._stopping = True
             if self._lanes:
-                await asyncio.wait(self._lanes, timeout=self._settings.timeout_s)
+                await asyncio.wait(self._lanes, timeout=self._patience_s)
             for task in self._lanes:
                 task.cancel()  # the database is away: what these lanes have sent will be sent again
             await sender.close()
@@ -149,25 +153,29 @@ class CallbackRelay:
         return _LOOK_AROUND_S if due_in is None else min(max(due_in, _LOOK_AGAIN_S), _LOOK_AROUND_S)
 
     async def _send_ahead(self, sender: WebhookSender) -> float:
-        """Nobody answers: once the pause is over let one lane see whether Core is back; the others' tries are kept.
+        """Nobody answers: let one lane now and then see whether Core is back; the others' tries are kept.
 
-        In turns the newest and the one that has waited longest: were the fault not Core's but that of many sessions,
-        those behind them would be found soon.
+        One that has not failed may go at once. Of the others one goes after each pause.
         """
         now = time.monotonic()
+        if self._circuit.new_one_may_go(now) and await self._send_one(sender, failing=False):
+            return _LOOK_AROUND_S
         wait = self._circuit.wait_s(now)
-        if wait or self._circuit.state is CircuitState.HALF_OPEN:
+        if wait or self._circuit.state is not CircuitState.OPEN:
             return min(wait or _LOOK_AROUND_S, _LOOK_AROUND_S)
-        self._ahead_is_newest = not self._ahead_is_newest
+        if await self._send_one(sender, failing=True):
+            self._circuit.go_ahead(now)
+        return _LOOK_AROUND_S
+
+    async def _send_one(self, sender: WebhookSender, *, failing: bool) -> bool:
         async with get_db_context() as db:
             callbacks = CallbackLanes(db)
-            lane = await callbacks.claim_one(self._worker(), newest=self._ahead_is_newest)
-            events = await callbacks.next_events([lane], limit=_EVENTS_PER_CLAIM) if lane is not None else {}
-        if lane is not None:
-            self._circuit.go_ahead(now)
-            self._ahead = lane
+            lanes, _ = await callbacks.claim(self._worker(), fresh=int(not failing), failing=int(failing), room=1)
+            events = await callbacks.next_events(lanes, limit=_EVENTS_PER_CLAIM) if lanes else {}
+        for lane in lanes:
+            self._ahead.add(lane)
             self._start(sender, lane, events[lane.session_id])
-        return _LOOK_AROUND_S
+        return bool(lanes)
 
     def _sessions_of(self, worker: int) -> set[int]:
         return {lane.session_id for lane in self._lanes.values() if lane.worker == worker}
@@ -187,9 +195,10 @@ class CallbackRelay:
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
         lane = self._lanes.pop(task)
         self._in_place.pop(task, None)
-        if lane is self._ahead:
-            self._ahead = None
-            self._circuit.turned_back()
+        if lane in self._ahead:
+            self._ahead.discard(lane)
+            if lane.failing:
+                self._circuit.turned_back()
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its claim is released when we tidy; not at once, for the error will come again.
             log.error("callback_lane_failed", session_id=lane.session_id, error=type(error).__name__)
@@ -228,28 +237,52 @@ class CallbackRelay:
         for event in events:
             if self._stopping or self._worker() != lane.worker or (results and time.monotonic() - begun > _CLAIM_S):
                 break
-            if self._circuit.state is not CircuitState.CLOSED and lane is not self._ahead:
+            if self._circuit.state is not CircuitState.CLOSED and lane not in self._ahead:
                 break
-            result = await self._try(sender, event)
+            if sender.sends_once(event.type):
+                mine = await self._begin_only_try(event)
+                if mine is None:
+                    break
+                result = await self._try(sender, event, new=not lane.failing) if mine else lost_sight_of(event)
+            else:
+                result = await self._try(sender, event, new=not lane.failing)
             results.append(result)
             if result.status is CallbackStatusEnum.PENDING:
                 break
         return results
 
-    async def _try(self, sender: WebhookSender, event: CallbackEvent) -> TryResult:
+    async def _begin_only_try(self, event: CallbackEvent) -> bool | None:
+        """Write down, before it happens, that an event which must not arrive twice is sent.
+
+        Returns:
+            ``False`` where a try was begun before whose outcome nobody wrote; ``None`` where the database is away.
+        """
+        try:
+            async with get_db_context() as db:
+                return await CallbackLanes(db).begin_only_try(event.id)
+        except DATABASE_DOWN as error:
+            log.warning("callback_lane_waits_for_database", error=fault(error))
+            return None
+
+    async def _try(self, sender: WebhookSender, event: CallbackEvent, *, new: bool) -> TryResult:
         begun, tried_at = time.monotonic(), datetime.now(UTC)
         outcome = await sender.send(event.event_id, event.body())
-        self._learn(outcome, event.session_id, begun)
+        if not isinstance(outcome, Skipped):
+            self._learn(outcome, event.session_id, begun, new=new)
         age_s = max((datetime.now(UTC) - event.occurred_at).total_seconds(), 0.0)
+        once = sender.sends_once(event.type)
+        result = judge(outcome, event, self._settings.retry_delays_s, age_s, once=once)
+        if isinstance(outcome, Skipped):
+            return result
         result = replace(
-            judge(outcome, event, self._settings.retry_delays_s, age_s),
+            result,
             tried_at=tried_at,
             duration_ms=round((time.monotonic() - begun) * 1000),
             answered=None if isinstance(outcome, Unreachable) else outcome.status,
             body_start=outcome.body_start if isinstance(outcome, Refused) else None,
         )
         metrics.CALLBACK_TRIES.labels(type(outcome).__name__.lower()).inc()
-        if result.status is CallbackStatusEnum.DELIVERED:
+        if isinstance(outcome, Delivered):
             metrics.CALLBACK_LATENCY.observe(age_s)
             return result
         # Never sooner than Core or the settings say, and not all that failed together together again.
@@ -264,17 +297,17 @@ class CallbackRelay:
         )
         return result
 
-    def _learn(self, outcome: Delivered | Refused | Unreachable, session_id: int, begun: float) -> None:
+    def _learn(self, outcome: Delivered | Refused | Unreachable, session_id: int, begun: float, *, new: bool) -> None:
         """What an outcome says of Core itself. A connection that broke under an event says nothing."""
         before, now = self._circuit.state, time.monotonic()
         if isinstance(outcome, Unreachable):
             if outcome.nobody:
-                self._circuit.silent(session_id, begun, now)
+                self._circuit.silent(session_id, begun, now, new=new)
         elif outcome.status == _UNAVAILABLE:
             asked_s = outcome.retry_after_s if isinstance(outcome, Refused) else None
-            self._circuit.silent(session_id, begun, now, asked_s)
+            self._circuit.silent(session_id, begun, now, new=new, asked_s=asked_s)
         else:
-            self._circuit.answered(now)
+            self._circuit.answered(now, new=new)
         state = self._circuit.state
         if state is before:
             return
@@ -285,34 +318,3 @@ class CallbackRelay:
         elif before is CircuitState.CLOSED:
             log.warning("core_does_not_answer", pause_s=round(self._circuit.wait_s(now), 3))
             metrics.CIRCUIT_OPEN.set(1)
-
-
-def judge(
-    outcome: Delivered | Refused | Unreachable, event: CallbackEvent, delays_s: Sequence[float], age_s: float
-) -> TryResult:
-    """What a try's outcome means for the event: delivered, tried again after a delay, or given up.
-
-    Core may say when to come again. Tries at its own times do not end the event before the delays together have
-    passed: a Core that asks for a second's patience ten times is not given up after ten seconds.
-
-    Args:
-        outcome: of the try that has just been made.
-        event: as it was before it.
-        delays_s: seconds before each further try.
-        age_s: seconds since the event was recorded.
-    """
-    number = event.attempts + 1
-    if isinstance(outcome, Delivered):
-        return TryResult(event.id, number, CallbackStatusEnum.DELIVERED)
-    reason = outcome.reason if isinstance(outcome, Unreachable) else f"HTTP {outcome.status}"
-    status = outcome.status if isinstance(outcome, Refused) else None
-    asked_for = outcome.retry_after_s if isinstance(outcome, Refused) and status in _SAYS_WHEN else None
-    if status in _GIVE_UP_AT_ONCE or (status in _GIVE_UP_SOON and number >= _TRIES_UNTIL_SOON):
-        return TryResult(event.id, number, CallbackStatusEnum.FAILED, reason)
-    if number <= len(delays_s):
-        delay = delays_s[number - 1] if asked_for is None else asked_for
-    elif asked_for is not None and age_s < sum(delays_s):
-        delay = max(asked_for, min(delays_s[-1], _ASKED_BEYOND_TRIES_S))
-    else:
-        return TryResult(event.id, number, CallbackStatusEnum.FAILED, reason)
-    return TryResult(event.id, number, CallbackStatusEnum.PENDING, reason, delay)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from app.application.turns.ending import ending_of
 from app.application.turns.exchange import AttachedTurn, ChatCommand, ChatResult, Started
@@ -25,7 +25,12 @@ from app.domain.conversation import TurnId, TurnStatus
 from app.domain.turn_log import Done, Ending, Failed, Piece, TurnLog
 from app.infrastructure.persistence.models import PromptSession, PromptTurn
 from app.infrastructure.persistence.session import DATABASE_DOWN, PoolExhausted, get_db_context
-from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository, StartedTurn
+from app.infrastructure.repositories.session_repository import (
+    HistoryMessage,
+    NewTurn,
+    SessionRepository,
+    StartedTurn,
+)
 from app.infrastructure.repositories.state_repository import StateRepository, TurnKey
 from app.infrastructure.repositories.turn_repository import TurnRepository
 
@@ -192,6 +197,7 @@ class EvalService:
         """The turn's number is taken and the message stored, in one commit.
 
         ``None`` when something is in the way, which is rare; nothing is stored then, and `_explain` finds out what.
+        Once it is stored the turn is run, whatever happens, for it has to end.
         """
         model = self._runner.model
         counted = model.counter.count(command.message)
@@ -217,11 +223,15 @@ class EvalService:
         if started is None:
             generation.discard()
             return None
+        history = started.history
+        if history is None:
+            try:
+                history = await self._history(started)
+            except (SQLAlchemyError, OSError) as error:
+                generation.fail(error)
+                history = []
         given = input_of(
-            command.message,
-            started.history,
-            exam=started.exam,
-            history_tokens=model.history_tokens,
+            command.message, history, exam=started.exam, history_tokens=model.history_tokens
         )
         return TurnRef(started.pk, started.session_id, started.turn, command.turn_id, new.owner), given, generation
 
@@ -236,6 +246,19 @@ class EvalService:
             session = await _session_of_pair(SessionRepository(db), new.session, new.spec_id)
         async with get_db_context() as db:
             return await SessionRepository(db).start_turn(replace(new, session=session.id), token_budget=budget)
+
+    async def _history(self, started: StartedTurn) -> list[HistoryMessage]:
+        """The conversation before a turn; tried twice, for the connection at hand may have been cut meanwhile."""
+        budget = self._runner.model.history_tokens
+        for last in (False, True):
+            try:
+                async with get_db_context() as db:
+                    sessions = SessionRepository(db)
+                    return await sessions.history(started.session_id, before_turn=started.turn, token_budget=budget)
+            except DATABASE_DOWN:
+                if last:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     async def _explain(self, command: ChatCommand) -> PromptTurn | None:
         """Why a turn cannot be started.
@@ -293,7 +316,7 @@ class EvalService:
                 stored = await turns.stored_text(current)
                 return AttachedTurn(started, TurnLog.restored(stored.content, stored.lengths, ending), fresh=False)
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
-        return AttachedTurn(started, self._tails.follow(ref), fresh=False)
+        return AttachedTurn(started, await self._tails.follow(ref), fresh=False)
 
 
 async def _session_of_pair(sessions: SessionRepository, pair: tuple[int, int], spec_id: int | None) -> PromptSession:

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass
 
 from app.domain.guard_policy import GuardRules
-from app.domain.langgraph.context import TurnContext
+from app.domain.langgraph.context import Opening, TurnContext
 from app.domain.langgraph.graph import TurnGraph
 from app.domain.langgraph.state import TurnState
 from app.domain.model_client import ModelClient
@@ -27,6 +27,16 @@ class Generation:
 
     context: TurnContext
     run: asyncio.Future[TurnState]
+
+    def open(self, opening: Opening) -> None:
+        """The message is stored: go on, unless `fail` was first."""
+        if not self.context.opening.done():
+            self.context.opening.set_result(opening)
+
+    def fail(self, error: Exception) -> None:
+        """The message is stored and cannot be answered: the run ends with ``error``, and nobody is asked."""
+        self.context.opening.set_exception(error)
+        self.context.opening.exception()  # where the run is stopped before it comes here, nobody hears of it
 
     def discard(self) -> None:
         """There is nothing to answer."""

@@ -54,7 +54,7 @@ class Recovery:
         self._on_settled = on_settled
 
     async def settle_orphans(self) -> int:
-        """Settle every running turn whose owner is fenced; returns how many. Any number of processes may do it."""
+        """Settle every running turn whose owner is fenced, or gone; returns how many. Any process may do it."""
         settled = 0
         while True:
             async with get_db_context() as db:

@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.application.turns.ending import ending_of
+from app.application.turns.reading import held
 from app.application.turns.running import TurnRef
 from app.domain.turn_log import TurnLog
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
@@ -49,29 +50,33 @@ class Tails:
 
     def __init__(self, state: StateRepository) -> None:
         self._state = state
-        self._tails: dict[int, tuple[TailedLog, asyncio.Task[None]]] = {}
+        self._tails: dict[int, tuple[TailedLog, asyncio.Event, asyncio.Task[None]]] = {}
 
-    def follow(self, ref: TurnRef) -> TurnLog:
-        """A log that grows as the turn does. Attach a reader at once: a tail without any stops."""
-        if ref.pk in self._tails:
-            return self._tails[ref.pk][0]
-        tail = TailedLog()
-        task = asyncio.create_task(self._poll(ref, tail), name=f"tail of {ref.pk}")
-        self._tails[ref.pk] = (tail, task)
+    async def follow(self, ref: TurnRef) -> TurnLog:
+        """A log that holds what is known now, and grows as the turn does.
+
+        Attach a reader at once: a tail without any stops.
+        """
+        if ref.pk not in self._tails:
+            tail, looked = TailedLog(), asyncio.Event()
+            task = asyncio.create_task(self._poll(ref, tail, looked), name=f"tail of {ref.pk}")
+            self._tails[ref.pk] = (tail, looked, task)
+        tail, looked, _ = self._tails[ref.pk]
+        with held(tail):
+            await looked.wait()  # whoever does not wait for more is shown what there is
         return tail
 
     async def close(self) -> None:
         """Stop following."""
-        tasks = [task for _, task in self._tails.values()]
+        tasks = [task for *_, task in self._tails.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _poll(self, ref: TurnRef, tail: TailedLog) -> None:
+    async def _poll(self, ref: TurnRef, tail: TailedLog, looked: asyncio.Event) -> None:
         asked_at = -_INTERVAL_S
         place: Place | None = None
         try:
-            await asyncio.sleep(0)  # whoever asked attaches first
             while tail.has_readers and tail.ending is None:
                 mirrored = await self._state.read(ref.key, place)
                 place = None
@@ -85,9 +90,11 @@ class Tails:
                         log.warning("tail_waits_for_database", error=fault(error))
                     except SQLAlchemyError as error:  # a bug, and no reason to leave readers without an end
                         log.error("tail_failed", error=fault(error))
+                looked.set()
                 if tail.ending is None:
                     await asyncio.sleep(_INTERVAL_S if place is None else _MIRRORED_S)
         finally:
+            looked.set()
             del self._tails[ref.pk]
 
     async def _ask_database(self, ref: TurnRef, tail: TailedLog, *, text_too: bool) -> None:

@@ -195,6 +195,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[bool] | None = None
+        self._complete = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
     def exchange(self, request: bytes, answer: Answer) -> asyncio.Future[bool]:
@@ -248,9 +249,11 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self._hand_on()
-            self._end(BrokenError("not HTTP"))
-            return
+            if not self._complete:
+                self._hand_on()
+                self._end(BrokenError("not HTTP"))
+                return
+            self._reusable = False  # what follows a whole response is nobody's, and takes nothing from it
         if not self._head_done:
             self._head_bytes += len(data)
             if self._head_bytes > _LONGEST_HEAD:
@@ -273,7 +276,12 @@ class _Connection(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
-    # what the parser says
+    # what the parser says; after a whole response nobody listens
+
+    def on_message_begin(self) -> None:
+        """The first byte of a response; of one too many, where this one is whole."""
+        if self._complete:
+            self._reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is as good as none."""
@@ -282,15 +290,20 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head of a response; one that only announces the real one (1xx) is passed over."""
+        if self._complete:
+            return
         self._status = self._parser.get_status_code()
         self._head_done = self._status >= 200
 
     def on_body(self, data: bytes) -> None:
         """Some of the body."""
-        self._bodies.append(data)
+        if not self._complete:
+            self._bodies.append(data)
 
     def on_message_complete(self) -> None:
         """The response is whole."""
+        if self._complete:
+            return
         if self._head_done:
             self._complete = True
             self._reusable = self._parser.should_keep_alive()

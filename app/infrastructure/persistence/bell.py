@@ -15,6 +15,8 @@ from typing import Final, LiteralString
 import psycopg
 import structlog
 
+from app.infrastructure.persistence.connection import BoundedConnection
+
 log = structlog.get_logger()
 
 CALLBACKS: Final = "turnstone_callbacks"
@@ -42,7 +44,7 @@ class Bell:
         """Pass on what is rung, until cancelled."""
         while True:
             try:
-                async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
+                async with await BoundedConnection.connect(self._dsn, autocommit=True) as connection:
                     while True:
                         await self._rung.wait()
                         self._rung.clear()

@@ -137,6 +137,27 @@ class EmbeddedPostgres:
             ) from error
         return handle
 
+    def revive(self) -> bool:
+        """Start the server again where it has died under us; returns whether this call did. After `close` do nothing.
+
+        Of several processes that share it one starts it, and the others find it. Blocks while it recovers; `close`
+        waits meanwhile, and then stops what was started.
+
+        Raises:
+            StartupError: it does not start, or its files are gone.
+        """
+        with self._closing:
+            if not self._hold.is_open or self._cluster.has_postmaster:
+                return False
+            try:
+                with _turn(self._cluster.base):
+                    return self._cluster.ensure_running(make=False)
+            except OSError as error:
+                raise StartupError(
+                    f"The embedded PostgreSQL cannot be started again: {error.strerror}.",
+                    f"Look at {self._cluster.base}, and restart the service.",
+                ) from error
+
     def close(self) -> None:
         """Give up this hold; where it was the last one, stop the server and wait for its end. Idempotent."""
         with self._closing:
@@ -281,8 +302,13 @@ class _Cluster:
     def url(self) -> str:
         return f"postgresql://postgres@/postgres?host={self.socket_dir}&port={SERVER_SETTINGS['port']}"
 
-    def ensure_running(self) -> None:
-        """Share the running server, or start it.
+    @property
+    def has_postmaster(self) -> bool:
+        """Whether its first process lives, without which nobody can connect."""
+        return self._postmaster_pid() is not None
+
+    def ensure_running(self, *, make: bool = True) -> bool:
+        """Share the running server, or start it; returns whether it was started. ``make``: a missing database is made.
 
         Raises:
             StartupError: it does not run, with the reason as far as it is known.
@@ -293,10 +319,14 @@ class _Cluster:
             if not lock.try_lock(shared=False):
                 if self._becomes_ready():
                     log.debug("postgres_shared")
-                    return
+                    return False
                 # It was stopping, or its postmaster was killed and the last of its children has ended now.
                 lock.try_lock(shared=False)
             if not self.data.joinpath("PG_VERSION").exists():
+                if not make:
+                    raise StartupError(
+                        f"The database in {self.data} is gone.", "Bring it back from a backup, and restart the service."
+                    )
                 self._initialise(lock)
             begun = time.monotonic()
             self._clear_leftovers()
@@ -309,6 +339,7 @@ class _Cluster:
                 f"The reason is in {self._log_path}; mend it, {_ELSEWHERE}",
             )
         log.info("postgres_started", ms=_ms_since(begun))
+        return True
 
     def stop(self) -> None:
         """Stop the server and wait until its last process is gone; what is still connected is cut off."""

@@ -14,6 +14,8 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
+from app.infrastructure.persistence.connection import BoundedConnection, patient_url
+
 PoolExhausted = PoolTimeoutError
 """All connections are in use, and none came back in time."""
 DATABASE_DOWN = (OperationalError, InterfaceError, InternalError, PoolExhausted, OSError)
@@ -35,18 +37,41 @@ _STREAMED = 1_000
 
 
 class Database:
-    """The engine of one process. `open` makes it the one that `get_db_context` uses, `close` ends that."""
+    """The engine of one process. `bind` makes it the one that `get_db_context` uses, `close` ends that.
 
-    def __init__(self, url: str, *, pool_size: int = 10, timeout_s: float = 5.0) -> None:
-        self.url = make_url(url).set(drivername="postgresql+psycopg")
+    Args:
+        url: ``postgresql://…``.
+        pool_size: connections at most.
+        timeout_s: longest wait for a connection, from the pool or from the server.
+        statement_s: longest time for one statement; ``None``: as long as it takes, for commands that people wait for.
+    """
+
+    def __init__(
+        self, url: str, *, pool_size: int = 10, timeout_s: float = 5.0, statement_s: float | None = None
+    ) -> None:
+        self.url = patient_url(make_url(url).set(drivername="postgresql+psycopg"), timeout_s)
+        self._timeout_s = timeout_s
+        self._statement_s = statement_s
         self.engine: AsyncEngine = create_async_engine(
             self.url,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=timeout_s,
             hide_parameters=True,  # an error's text may end in a log, and a parameter may be what a candidate wrote
-            connect_args={"connect_timeout": max(1, round(timeout_s)), "application_name": "turnstone"},
+            connect_args={"async_creator_fn": self._connect},
         )
+
+    async def _connect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
+        if self._statement_s is None:
+            return await psycopg.AsyncConnection.connect(**options)
+        connection = await BoundedConnection.connect(**options)
+        try:
+            # The server speaks first, where it can.
+            await connection.limit(self._statement_s, self._statement_s + self._timeout_s)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
     @property
     def dsn(self) -> str:

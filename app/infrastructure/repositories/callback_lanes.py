@@ -41,18 +41,6 @@ _claim = """
     SELECT extract(epoch FROM next.due_at - now()) AS due_in, claimed.session_id, claimed.wakes, claimed.failing
     FROM next LEFT JOIN claimed ON true
     """
-# One of all that are due, whatever kind: the newest that never failed, or the one that has waited longest.
-_claim_one = """
-    WITH me AS (
-        SELECT id FROM workers WHERE id = %(worker)s AND fenced_at IS NULL FOR SHARE
-    ), due AS (
-        SELECT session_id FROM callback_lanes WHERE claimed_by IS NULL AND due_at <= now()
-        ORDER BY %(newest)s AND failing, CASE WHEN %(newest)s THEN now() - due_at ELSE due_at - now() END
-        LIMIT 1 FOR UPDATE SKIP LOCKED
-    )
-    UPDATE callback_lanes AS lane SET claimed_by = me.id FROM due, me WHERE lane.session_id = due.session_id
-    RETURNING lane.session_id, lane.wakes, lane.failing
-    """
 _next_events = """
     SELECT event.id, event.event_id, event.session_id, event.callback_seq, event.type, event.payload, event.attempts,
            event.occurred_at, session.exam_id, session.participant_id
@@ -95,6 +83,12 @@ _write_down = """
     )
     SELECT (SELECT count(*) FROM told), (SELECT count(*) FROM removed) AS removed,
            set_config('synchronous_commit', 'off', true)
+    """
+# The mark outlives a crash, so this one is committed to the disk. Every outcome that is written down removes it.
+_begin_only_try = """
+    UPDATE callbacks SET last_error = 'being sent'
+    WHERE id = %(id)s AND status = 'pending' AND last_error IS DISTINCT FROM 'being sent'
+    RETURNING id
     """
 _release_lane = """
     UPDATE callback_lanes
@@ -175,17 +169,16 @@ class CallbackLanes:
         lanes = [ClaimedLane(row.session_id, row.wakes, row.failing, worker) for row in rows if row.session_id]
         return lanes, None if rows[0].due_in is None else float(rows[0].due_in)
 
-    async def claim_one(self, worker: int, *, newest: bool) -> ClaimedLane | None:
-        """Claim one due lane of either kind: the newest, those whose last try failed last, or the longest due."""
-        rows = await self._db.run(_claim_one, {"worker": worker, "newest": newest})
-        return ClaimedLane(rows[0].session_id, rows[0].wakes, rows[0].failing, worker) if rows else None
-
     async def next_events(self, lanes: Sequence[ClaimedLane], *, limit: int) -> dict[int, list[CallbackEvent]]:
         """The next events of each lane by its session, in order, at most ``limit`` of each."""
         events: dict[int, list[CallbackEvent]] = {lane.session_id: [] for lane in lanes}
         for row in await self._db.run(_next_events, {"session_ids": list(events), "limit": limit}):
             events[row.session_id].append(CallbackEvent(*row))
         return events
+
+    async def begin_only_try(self, callback_id: int) -> bool:
+        """Mark an event as being sent; ``False`` where it is marked, by somebody who never wrote the outcome."""
+        return bool(await self._db.run(_begin_only_try, {"id": callback_id}))
 
     async def write_down(self, lane: ClaimedLane, results: Sequence[TryResult]) -> None:
         """Note what became of a lane's tries, and end the claim.

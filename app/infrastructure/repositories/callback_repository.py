@@ -14,14 +14,18 @@ from app.core.ids import new_event_id
 from app.infrastructure.persistence.models import Callback, CallbackAttempt, CallbackStatusEnum, PromptSession
 from app.infrastructure.persistence.session import Transaction, get_db_context
 
+# A transaction has its number before it waits for the session's row, and whoever was let in before it may have a larger
+# one. So the feed's place is never smaller than that of the session's last event.
 _record = """
     WITH numbered AS (
-        UPDATE prompt_sessions SET callback_seq = callback_seq + %(count)s::int WHERE id = %(session_id)s
-        RETURNING id, callback_seq - %(count)s::int AS before
+        UPDATE prompt_sessions SET callback_seq = callback_seq + %(count)s::int,
+            feed_place = greatest(feed_place, ((pg_current_xact_id())::text)::bigint)
+        WHERE id = %(session_id)s
+        RETURNING id, callback_seq - %(count)s::int AS before, feed_place
     ), recorded AS (
-        INSERT INTO callbacks (event_id, session_id, callback_seq, type, payload, status, next_try_at)
+        INSERT INTO callbacks (event_id, session_id, callback_seq, type, payload, status, next_try_at, recorded_in)
         SELECT event.event_id, numbered.id, numbered.before + event.place, event.type, event.payload,
-               %(status)s::text, CASE WHEN %(status)s::text = 'pending' THEN now() END
+               %(status)s::text, CASE WHEN %(status)s::text = 'pending' THEN now() END, numbered.feed_place
         FROM numbered, unnest(%(event_ids)s::text[], %(types)s::text[], %(payloads)s::jsonb[])
                        WITH ORDINALITY AS event(event_id, type, payload, place)
         ORDER BY event.place
@@ -92,7 +96,10 @@ class CallbackEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackFilter:
-    """Which events: those that fit all that is set. ``since`` is included, ``until`` is not."""
+    """Which events: those that fit all that is set. ``since`` is included, ``until`` is not.
+
+    Of the types ``once`` only failed ones; see `CallbackRepository.replay`.
+    """
 
     status: CallbackStatusEnum | None = None
     kind: str | None = None
@@ -100,11 +107,12 @@ class CallbackFilter:
     exam_id: int | None = None
     since: datetime | None = None
     until: datetime | None = None
+    once: frozenset[str] = frozenset()
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """What to ask of a statement on callbacks."""
         of_exam = select(PromptSession.id).where(PromptSession.exam_id == self.exam_id)
-        conditions: list[ColumnElement[bool]] = []
+        conditions: list[ColumnElement[bool]] = [_replayable(self.once)] if self.once else []
         if self.status is not None:
             conditions.append(Callback.status == self.status)
         if self.kind is not None:
@@ -131,6 +139,10 @@ _once_more = update(Callback).values(
 )
 
 
+def _replayable(once: Collection[str]) -> ColumnElement[bool]:
+    return Callback.type.not_in(once) | (Callback.status == CallbackStatusEnum.FAILED)
+
+
 class CallbackRepository:
     """Reads and writes callbacks within the transaction at hand."""
 
@@ -154,12 +166,14 @@ class CallbackRepository:
         }
         return bool(await self._db.run(_record, values))
 
-    async def replay(self, event_id: str) -> Callback | None:
+    async def replay(self, event_id: str, *, once: Collection[str] = ()) -> Callback | None:
         """Send an event once more with all its tries, whatever became of it; keeps its id and its number.
 
-        What is held stays so: it goes out as soon as there is somebody to send it to.
+        What is held stays so: it goes out as soon as there is somebody to send it to. Of the types ``once``, which Core
+        takes a single time, only failed ones are sent; ``None`` for the others, as where there is no such event.
         """
-        callback = (await self._db.scalars(_once_more.where(Callback.event_id == event_id).returning(Callback))).first()
+        statement = _once_more.where(Callback.event_id == event_id, _replayable(once)).returning(Callback)
+        callback = (await self._db.scalars(statement)).first()
         if callback is not None and callback.status is _PENDING:
             await self._wake([callback.session_id])
         return callback

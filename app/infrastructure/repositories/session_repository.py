@@ -129,14 +129,15 @@ class NewTurn:
 class StartedTurn:
     """A turn that has its number; with what its prompt needs: the exam's terms, and the conversation so far.
 
-    ``history`` is as `SessionRepository.history` gives it.
+    ``history`` is as `SessionRepository.history` gives it; ``None`` where the turn before was only just ending, so that
+    it has to be read anew.
     """
 
     pk: int
     session_id: int
     turn: int
     exam: ExamTerms
-    history: list[HistoryMessage]
+    history: list[HistoryMessage] | None
 
 
 class SessionRepository:
@@ -216,10 +217,7 @@ class SessionRepository:
         if not rows:
             return None
         [row] = rows
-        if row.up_to_date:
-            history = [_history_message(*message) for message in row.past or ()]
-        else:
-            history = await self.history(row.session_id, before_turn=row.turn, token_budget=token_budget)
+        history = [_history_message(*message) for message in row.past or ()] if row.up_to_date else None
         return StartedTurn(row.pk, row.session_id, row.turn, _terms(row), history)
 
     async def list_sessions(

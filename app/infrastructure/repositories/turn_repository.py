@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, func, or_, select
 
 from app.domain.conversation import FinishReason, TurnStatus, Usage
 from app.infrastructure.persistence.bell import CANCELS
@@ -55,7 +55,7 @@ _settle = """
         FROM session
         WHERE prompt_turns.id = %(turn_pk)s AND prompt_turns.session_id = session.id AND owner = %(owner)s
           AND status = 'running'
-          AND EXISTS (SELECT 1 FROM workers WHERE workers.id = %(owner)s AND fenced_at IS {fence})
+          AND {whose} (SELECT 1 FROM workers WHERE workers.id = %(owner)s AND fenced_at IS NULL)
         RETURNING prompt_turns.id, prompt_turns.session_id, prompt_turns.turn
     ), cleared AS (
         DELETE FROM turn_chunks USING ended WHERE turn_pk = ended.id
@@ -70,8 +70,8 @@ _settle = """
     )
     SELECT id FROM ended
     """
-_settle_own = _settle.format(fence="NULL")
-_settle_orphan = _settle.format(fence="NOT NULL")
+_settle_own = _settle.format(whose="EXISTS")
+_settle_orphan = _settle.format(whose="NOT EXISTS")
 
 
 def pack_lengths(lengths: Sequence[int]) -> bytes:
@@ -194,7 +194,7 @@ class TurnRepository:
 
         ``False`` when it is not the owner's to end any more: it has ended, or the owner was fenced. The transaction has
         to be given up then, for it may have counted the turn's tokens. With ``after_fencing`` somebody else ends it in
-        the fenced owner's place, so the fence has to be there.
+        the fenced owner's place, so the fence has to be there; an owner without a row counts as fenced.
         """
         rows = await self._db.run(
             _settle_orphan if after_fencing else _settle_own,
@@ -277,17 +277,23 @@ class TurnRepository:
         rows = await self._db.execute(statement)
         return {row.turn: int(row.client_turn_id) if row.turn_id_is_int else row.client_turn_id for row in rows}
 
+    async def tokens_until(self, session_id: int, turn: int) -> int:
+        """Tokens used by the session's turns up to and with this one, prompts and answers."""
+        used = func.coalesce(func.sum(PromptTurn.prompt_tokens + PromptTurn.completion_tokens), 0)
+        statement = select(used).where(PromptTurn.session_id == session_id, PromptTurn.turn <= turn)
+        return int((await self._db.execute(statement)).scalar_one())
+
     async def running_of(self, owner: int) -> Sequence[int]:
         """Keys of the owner's running turns."""
         statement = select(PromptTurn.id).where(PromptTurn.owner == owner, PromptTurn.status == TurnStatus.RUNNING)
         return (await self._db.scalars(statement)).all()
 
     async def orphans(self, *, limit: int = 100) -> Sequence[PromptTurn]:
-        """Running turns whose owner is fenced: anybody may settle them."""
+        """Running turns whose owner is fenced, or gone without a trace: anybody may settle them."""
+        alive = select(Worker.id).where(Worker.id == PromptTurn.owner, Worker.fenced_at.is_(None))
         statement = (
             select(PromptTurn)
-            .join(Worker, Worker.id == PromptTurn.owner)
-            .where(PromptTurn.status == TurnStatus.RUNNING, Worker.fenced_at.is_not(None))
+            .where(PromptTurn.status == TurnStatus.RUNNING, ~alive.exists())
             .order_by(PromptTurn.id)
             .limit(limit)
         )

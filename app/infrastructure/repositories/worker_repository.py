@@ -13,6 +13,11 @@ _sweep = """
     DELETE FROM workers WHERE fenced_at < now() - interval '1 day'
       AND NOT EXISTS (SELECT 1 FROM prompt_turns WHERE owner = workers.id AND status = 'running')
     """
+# Nobody can fence a lease that has no row (deleted by hand, or left out of a dump), and so free what it had claimed.
+_free = """
+    UPDATE callback_lanes SET claimed_by = NULL
+    WHERE claimed_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers WHERE id = claimed_by)
+    """
 
 
 class WorkerRepository:
@@ -68,5 +73,6 @@ class WorkerRepository:
         return True
 
     async def sweep(self) -> None:
-        """Remove leases that ended more than a day ago and own nothing any more."""
+        """Remove leases that ended more than a day ago and own nothing any more; free lanes claimed under none."""
         await self._db.run(_sweep, {})
+        await self._db.run(_free, {})

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import ErrorCode, TurnstoneError
@@ -31,6 +32,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.SESSION_ENDED: 409,
     ErrorCode.TURN_IN_PROGRESS: 409,
     ErrorCode.TURN_ID_CONFLICT: 409,
+    ErrorCode.NOT_REPLAYABLE: 409,
     ErrorCode.EXAM_CLOSED: 409,
     ErrorCode.BUDGET_EXHAUSTED: 409,
     ErrorCode.RATE_LIMITED: 429,
@@ -40,13 +42,14 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.LLM_TIMEOUT: 504,
     ErrorCode.INTERRUPTED: 503,
     ErrorCode.INTERNAL: 500,
+    ErrorCode.NOT_IMPLEMENTED: 501,
 }
 """HTTP status of each code."""
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": "A problem"} for status in sorted(set(STATUS.values()))
+    status: {"model": Problem, "description": "A problem"} for status in sorted(set(STATUS.values()) - {501})
 }
-"""What any route may answer besides its result."""
+"""What any route may answer besides its result; what is not there yet says so itself."""
 
 _INTERNAL = TurnstoneError(ErrorCode.INTERNAL, "Something went wrong on our side; try again.")
 _OF_STATUS = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.NOT_FOUND, 413: ErrorCode.MESSAGE_TOO_LARGE}
@@ -85,13 +88,14 @@ def install(app: FastAPI) -> None:
         return problem(TurnstoneError(ErrorCode.INVALID_FRAME, "; ".join(places)[:1000]))
 
     @app.exception_handler(HTTPException)
-    async def of_framework(_request: Request, error: HTTPException) -> JSONResponse:
+    async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # the only one that the framework raises: a body it cannot read
             return problem(TurnstoneError(ErrorCode.INVALID_FRAME, "The body is not valid JSON."))
         code = _OF_STATUS.get(error.status_code, ErrorCode.INVALID_FRAME)
         phrase = HTTPStatus(error.status_code).phrase
         error_of_ours = TurnstoneError(code, f"{phrase}.", retryable=False)
-        return problem(error_of_ours, status=error.status_code, headers=error.headers)
+        headers = {"allow": _allowed(request)} if error.status_code == 405 else error.headers
+        return problem(error_of_ours, status=error.status_code, headers=headers)
 
     make = app.openapi
 
@@ -99,6 +103,17 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema or _with_problems(make())
 
     app.openapi = openapi  # type: ignore[method-assign]  # the framework's own way to change the document
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path. The framework names those of one route, and several may have the path."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    found = [
+        method
+        for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return ", ".join(found) or "GET, HEAD"  # what is mounted are files
 
 
 def _with_problems(document: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def _whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
+Said = Annotated[Text, Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
+"""A candidate's message. That it is empty is found by `check_message`, which says so in words; here it is announced."""
 PositiveId = Annotated[int, Field(gt=0, le=_BIGGEST_ID, strict=True)]
 TurnIdField = (
     Annotated[Text, StringConstraints(min_length=1, max_length=128)]
@@ -42,7 +44,7 @@ class _Body(BaseModel):
 class ChatRequest(_Body):
     """A message; the session is named by its id, or by exam and participant."""
 
-    message: Text
+    message: Said
     turn_id: TurnIdField | None = None
     session_id: SessionIdField | None = None
     exam_id: PositiveId | None = None

@@ -16,8 +16,8 @@ class Callback(Base):
     """One event for Core. ``payload`` holds the fields of its type; the common ones are columns here.
 
     ``event_id`` is the ``webhook-id`` of every try. ``next_try_at`` is set while tries remain. ``recorded_in`` is the
-    transaction that recorded the event (an xid8, which never wraps): the feed goes by it, because keys are given before
-    commits and in another order.
+    transaction that recorded the event (an xid8, which never wraps), or a later one of which the session had an event
+    before: the feed goes by it, because keys are given before commits and in another order.
     """
 
     __tablename__ = "callbacks"

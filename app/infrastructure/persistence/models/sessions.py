@@ -27,7 +27,8 @@ class Exam(Base):
 class PromptSession(Base):
     """One candidate in one exam. At most one session of the pair is active (``ended_at`` null).
 
-    ``last_turn`` and ``callback_seq`` are counters; they move only under this row's lock.
+    ``last_turn`` and ``callback_seq`` are counters; they move only under this row's lock. ``feed_place`` is the last
+    callback's ``recorded_in``.
     """
 
     __tablename__ = "prompt_sessions"
@@ -41,6 +42,7 @@ class PromptSession(Base):
     total_tokens: Mapped[Big] = mapped_column(server_default="0")
     last_turn: Mapped[int] = mapped_column(server_default="0")
     callback_seq: Mapped[int] = mapped_column(server_default="0")
+    feed_place: Mapped[Big] = mapped_column(server_default="0")
 
     __table_args__ = (
         Index(

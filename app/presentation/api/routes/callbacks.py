@@ -7,9 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import AfterValidator
 
+from app.application.resources import Resources
 from app.core.errors import ErrorCode, TurnstoneError
 from app.infrastructure.persistence.models import Callback, CallbackStatusEnum, PromptSession
 from app.infrastructure.persistence.session import get_db_context
+from app.infrastructure.profiles import PROFILES
 from app.infrastructure.repositories.callback_repository import (
     CallbackEvent,
     CallbackFilter,
@@ -88,6 +90,7 @@ async def replay_all(which: ReplayRequest, request: Request) -> Replayed:
         exam_id=which.exam_id,
         since=which.since,
         until=which.until,
+        once=PROFILES[request.app.state.resources.settings.callbacks.profile].once,
     )
     count = 0
     async for part in replay_each(chosen):
@@ -107,12 +110,18 @@ async def show_callback(event_id: EventId) -> CallbackWithTries:
 
 @router.post("/{event_id}/replay", status_code=202)
 async def replay(event_id: EventId, request: Request) -> CallbackBody:
-    """Send a callback once more, with all its tries, whatever became of it; its id stays the same."""
+    """Send a callback once more, with all its tries, whatever became of it; its id stays the same.
+
+    What Core takes only once (see the profile ``vibecode``) is sent again only if it failed.
+    """
+    resources: Resources = request.app.state.resources
     async with get_db_context() as db:
         callbacks = CallbackRepository(db)
-        await callbacks.replay(event_id)
+        replayed = await callbacks.replay(event_id, once=PROFILES[resources.settings.callbacks.profile].once)
         found = _found(await callbacks.get(event_id))
-    request.app.state.resources.wake_delivery()
+    if replayed is None:
+        raise TurnstoneError(ErrorCode.NOT_REPLAYABLE, "Core takes this once, and it has not failed.")
+    resources.wake_delivery()
     return CallbackBody.of(*found)
 
 

@@ -45,7 +45,7 @@ async def turn_events(
     request: Request,
     after_seq: Seq = None,
     wait_s: Annotated[float, Query(ge=0, le=60)] = 25.0,
-    last_event_id: Annotated[str | None, Header(max_length=16, pattern="^[0-9]*$")] = None,
+    last_event_id: Annotated[str, Header(max_length=16, pattern="^[0-9]*$")] = "",
 ) -> Response:
     """A turn's deltas and its end, from the delta after ``Last-Event-ID`` (or ``after_seq``) on.
 

@@ -1,4 +1,4 @@
-"""Exams have versions of settings, and judgements have runs, calls, scores, reviews."""
+"""Exams have versions of settings, judgements have runs, calls, scores, reviews; the feed keeps sessions in order."""
 
 from __future__ import annotations
 
@@ -172,6 +172,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_review_items_open", "review_items", ["id"], unique=False, postgresql_where="resolved_at IS NULL"
     )
+    op.add_column("prompt_sessions", sa.Column("feed_place", sa.BigInteger(), server_default="0", nullable=False))
     op.add_column("exams", sa.Column("version", sa.Integer(), server_default="1", nullable=False))
     op.add_column(
         "exams", sa.Column("settings", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False)
@@ -196,6 +197,7 @@ def downgrade() -> None:
     op.drop_constraint(op.f("fk_prompt_evaluations_run_id"), "prompt_evaluations", type_="foreignkey")
     op.drop_constraint(op.f("uq_prompt_evaluations_run_id"), "prompt_evaluations", type_="unique")
     op.drop_column("prompt_evaluations", "run_id")
+    op.drop_column("prompt_sessions", "feed_place")
     op.drop_column("exams", "settings")
     op.drop_column("exams", "version")
     op.drop_index("ix_review_items_open", table_name="review_items", postgresql_where="resolved_at IS NULL")

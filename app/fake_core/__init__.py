@@ -1,0 +1,1 @@
+"""A Core for whoever has none: takes callbacks as Core would, and misbehaves on order."""
