@@ -10,7 +10,7 @@ UV     := .uv/bin/uv
 MOVED  := $(shell test -s $(READY) && test "$$(cat $(READY))" != "$(CURDIR)" && echo moved)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve worker migrate doctor test test-fast check format schemas bench judge-bench torture lock clean moved
+.PHONY: help install demo serve worker migrate doctor test test-fast check format schemas bench judge-bench torture guard lock clean moved
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench: $(TOOLS) ## measure against the usual way, in one run (ARGS="--quick" for
 
 judge-bench: $(TOOLS) ## measure a judge of prompts (ARGS="--judge openai:… --base-url …"; without, one that obeys anything)
 	$(BIN)/python -m judge_bench $(ARGS)
+
+guard: $(TOOLS) ## train the guard's classifier anew and say how well it does (ARGS="--report-only --mistakes")
+	$(BIN)/python -m guard_training $(ARGS)
 
 lock: $(UV) ## pin the newest versions that fit pyproject.toml
 	$(UV) pip compile -q --upgrade --universal --generate-hashes --no-emit-index-url --no-header \

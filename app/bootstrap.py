@@ -28,7 +28,8 @@ from app.core import metrics
 from app.core.errors import StartupError
 from app.core.logging import place_of
 from app.core.settings import DatabaseSettings, Settings
-from app.domain.guarding import GuardLabel, policy_refusing
+from app.domain.guard_classifier import guard_classifier
+from app.domain.guard_policy import refusing
 from app.domain.judging import JudgeClient
 from app.domain.judging.tasks import Trials
 from app.domain.langgraph.graph import build_graph
@@ -158,6 +159,7 @@ async def open_resources(settings: Settings, *, say: Say = silent) -> AsyncItera
             say("starting the local model")
             model = await open_model(settings, stack)
         await asyncio.to_thread(model.counter.load)
+        await asyncio.to_thread(guard_classifier)
         yield await _start_service(stack, settings, database, StateRepository(redis), model)
 
 
@@ -174,10 +176,15 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
         database = await stack.enter_async_context(open_database(settings, say=say))
         counter = TokenCounter(settings.llm.model)
         await asyncio.to_thread(counter.load)
+        await asyncio.to_thread(guard_classifier)
         bell = Bell(database.dsn)
         relay = CallbackRelay(settings.callbacks, lambda: lease.token)
         recovery = Recovery(
-            counter, history_budget(settings.llm), held=settings.callbacks.url is None, on_settled=relay.wake
+            counter,
+            history_budget(settings.llm),
+            refusing(settings.guard.refuse),
+            held=settings.callbacks.url is None,
+            on_settled=relay.wake,
         )
         lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=lambda _: None)
         judging = EvaluationRelay(open_desk(stack, settings, counter, on_told=relay.wake), lambda: lease.token)
@@ -236,12 +243,12 @@ async def _start_service(
 
     on_settled = wake_both if settings.worker.embedded else bell.ring
     model = Model(opened.client, opened.counter, opened.max_output_tokens, opened.history_tokens)
-    guard = policy_refusing(frozenset(map(GuardLabel, settings.guard.refuse)))
+    guard = refusing(settings.guard.refuse)
     generations = Generations(build_graph(), model.client, guard)
     runner = TurnRunner(
         model, state, most_turns=settings.limits.turns, held=held, on_settled=on_settled, judged_by=judged_by
     )
-    recovery = Recovery(model.counter, model.history_tokens, held=held, on_settled=on_settled)
+    recovery = Recovery(model.counter, model.history_tokens, guard, held=held, on_settled=on_settled)
     lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=runner.disown)
     tails = Tails(state)
 

@@ -28,6 +28,7 @@ PROTECTED = [
     ("POST", "/api/sessions/1/end"),
     ("PUT", "/api/exams/1"),
     ("GET", "/api/exams/1"),
+    ("GET", "/api/exams/1/versions"),
     ("GET", "/api/callbacks"),
     ("GET", "/api/callbacks/events"),
     ("GET", "/api/callbacks/evt_1"),

@@ -17,7 +17,7 @@ from app.application.turns.exchange import Started
 from app.application.turns.generation import Generations
 from app.application.turns.runner import TurnRunner
 from app.application.turns.tail import Tails
-from app.domain.guarding import policy_refusing
+from app.domain.guard_policy import GuardRules
 from app.domain.langgraph.graph import build_graph
 from app.domain.turn_log import Done, Piece
 from app.infrastructure.repositories.state_repository import StateRepository
@@ -400,7 +400,7 @@ async def test_a_turn_is_read_as_events_by_whoever_takes_his_time_wherever_it_ru
     runs_here = service.resources.service
     model = service.resources.runner.model
     runner = TurnRunner(model, StateRepository(), most_turns=10, held=False, on_settled=lambda: None)
-    generations = Generations(build_graph(), model.client, policy_refusing(frozenset()))
+    generations = Generations(build_graph(), model.client, GuardRules())
     runs_elsewhere = EvalService(runner, generations, StateRepository(), Tails(StateRepository()), lambda: 0)
 
     async def read(from_service: EvalService, pair: dict[str, int]) -> list[object]:

@@ -20,9 +20,12 @@ import yaml
 
 from app.core.settings import Settings
 from app.domain.documents import shipped
+from app.domain.guard_policy import GuardAction
+from app.domain.guarding import GuardLabel
 from app.domain.judge_prompt import PLACEHOLDERS
 from app.fake_core.chaos import WORDS, Chaos
 from app.infrastructure.profiles import PROFILES, CoreRequest
+from app.presentation.schemas.exam_bodies import ExamRequest
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import ChatClient, Command, connect, environment, new_pair
@@ -190,6 +193,32 @@ def test_curl_examples_work(service: Service) -> None:
         done = run(["bash", "-c", command], TURNSTONE=service.url)
         answer = json.loads(done.stdout)
         assert "code" not in answer, answer
+
+
+def test_examples_of_exams_work(service: Service) -> None:
+    for page, versions in (("docs/protocol.md", [1, 1, None]), ("docs/evaluation.md", [1])):
+        [example] = blocks(page, "sh exams")
+        answers = [
+            json.loads(run(["bash", "-c", command], TURNSTONE=service.url).stdout)
+            for command in re.split(r"\n(?=curl )", example)
+        ]
+        assert [answer.get("version") for answer in answers] == versions, answers
+
+
+def test_the_table_of_an_exam_s_settings_is_complete() -> None:
+    page = (ROOT / "docs/protocol.md").read_text(encoding="utf-8")
+    table = page[page.index("| field | meaning | left out |") : page.index("A PUT sets everything")]
+    named = [
+        name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert named == list(ExamRequest.model_fields)
+
+
+def test_labels_and_actions_of_the_guard_are_all_there_are() -> None:
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    page = page[page.index("## The guard") :]
+    assert re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE) == [label.value for label in GuardLabel]
+    assert re.findall(r"^\| `([a-z]+)`", page, re.MULTILINE) == [action.value for action in GuardAction]
 
 
 def test_the_vibecode_page_is_true(start: Callable[..., Service], core: FakeCore) -> None:

@@ -118,6 +118,7 @@ def test_document_knows_every_call_of_the_contract(service: Service) -> None:
         ("POST", "/api/sessions/{session_id}/turns/{turn_id}/appeal"),
         ("GET", "/api/reviews"),
         ("POST", "/api/reviews/{item_id}/resolve"),
+        ("GET", "/api/exams/{exam_id}/versions"),
         ("GET", "/api/callbacks"),
         ("GET", "/api/callbacks/{event_id}"),
         ("POST", "/api/callbacks/{event_id}/replay"),

@@ -220,17 +220,6 @@ async def test_lists_are_read_in_parts(database: Database) -> None:
         assert await sessions.list_messages(everything[0].id) == []
 
 
-async def test_exam_text_is_replaced(database: Database) -> None:
-    for text in ("first", "second"):
-        async with get_db_context() as db:
-            exam = await SessionRepository(db).put_exam(7, text)
-            assert (exam.id, exam.problem_text) == (7, text)
-            assert await SessionRepository(db).problem_text(7) == text
-    async with get_db_context() as db:
-        assert await SessionRepository(db).problem_text(8) is None
-        assert await SessionRepository(db).get_exam(8) is None
-
-
 # ---------------------------------------------------------------- the history that fits
 
 

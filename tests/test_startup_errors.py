@@ -121,7 +121,11 @@ def refused(command: str, env: dict[str, str], cwd: Path | None = None) -> str:
         ("CALLBACKS", HIDDEN, "TURNSTONE_CALLBACKS"),
         ("GUARD__REFUSE", HIDDEN, 'TURNSTONE_GUARD__REFUSE: must be a JSON list, such as ["PROMPT_EXFILTRATION"'),
         ("GUARD__REFUSE", '{"a": 1}', "TURNSTONE_GUARD__REFUSE: must be a JSON list, such as"),
-        ("GUARD__REFUSE", f'["{HIDDEN}"]', "TURNSTONE_GUARD__REFUSE: must be 'PROMPT_EXFILTRATION' or"),
+        (
+            "GUARD__REFUSE",
+            f'["{HIDDEN}"]',
+            "TURNSTONE_GUARD__REFUSE: must be 'PROMPT_EXFILTRATION', 'JUDGE_MANIPULATION'",
+        ),
         ("AUTH__MODE", "token", "TURNSTONE_AUTH__MODE=token needs TURNSTONE_AUTH__API_KEY"),
         ("HOST", "0.0.0.0", "TURNSTONE_AUTH__MODE=open"),
         ("HOST", "::", "TURNSTONE_AUTH__MODE=open"),

@@ -195,10 +195,13 @@ class WorkerSettings(_Section):
 
 
 class GuardSettings(_Section):
-    """What the guard does about messages it has labelled; by default it only flags."""
+    """What the guard does about messages it has labelled, in exams that do not say; by default it only flags."""
 
     refuse: Annotated[
-        tuple[Literal["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"], ...],
+        tuple[
+            Literal["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION", "JAILBREAK", "OFF_TOPIC", "UNSAFE", "SUBMISSION"],
+            ...,
+        ],
         _read_list('["PROMPT_EXFILTRATION", "JUDGE_MANIPULATION"]'),
         NoDecode,
     ] = ()

@@ -1,17 +1,16 @@
-"""The guard's rules: which labels a candidate's message earns. Pure, and no model is asked.
+"""The guard's labels, and its rules for attacks on the assistant's instructions and on the grading. Pure.
 
-A label flags; whether a message is refused is the policy's word. Talk such as "ignore the previous version" is normal
-in a coding exam, and so are "print the secret message" and "give me 100 test cases"; so the rules ask for a verb and an
-object that only make sense together.
+A label flags; what is done about it is the exam's word (`guard_policy`). Talk such as "ignore the previous version" is
+normal in a coding exam, and so are "print the secret message" and "give me 100 test cases"; so the rules ask for a verb
+and an object that only make sense together.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from app.domain.normalising import plain
 
 
 class GuardLabel(StrEnum):
@@ -19,18 +18,14 @@ class GuardLabel(StrEnum):
 
     PROMPT_EXFILTRATION = "PROMPT_EXFILTRATION"
     JUDGE_MANIPULATION = "JUDGE_MANIPULATION"
+    JAILBREAK = "JAILBREAK"
+    OFF_TOPIC = "OFF_TOPIC"
+    UNSAFE = "UNSAFE"
+    SUBMISSION = "SUBMISSION"
 
 
-@dataclass(frozen=True, slots=True)
-class GuardVerdict:
-    """``labels`` the message earned, and whether it is refused."""
-
-    labels: frozenset[GuardLabel] = frozenset()
-    refused: bool = False
-
-
-GuardPolicy = Callable[[str], GuardVerdict]
-"""The hook: decides about one message. Must be quick; it runs on the event loop."""
+ATTACKS = frozenset({GuardLabel.PROMPT_EXFILTRATION, GuardLabel.JUDGE_MANIPULATION, GuardLabel.JAILBREAK})
+"""The labels of what is aimed at the assistant or at the grading."""
 
 _GRADE = (
     r"(?:5\s?/\s?5|100\s?(?:%|points?\b|/\s?100)|full\s+(?:marks?|points|score)\b"
@@ -66,29 +61,13 @@ _RULES: dict[GuardLabel, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
 }
-_UNSEEN = frozenset({"Cf", "Mn", "Me"})
-"""Unicode categories of what shows nothing of its own: formats such as zero-width space, and combining marks."""
-_WHOLE_PHRASES = "\ufdfa\ufdfb"
-"""Two characters that NFKC makes eighteen and eight of."""
 
 
 def labels_of(message: str) -> frozenset[GuardLabel]:
-    """Labels by rule, after NFKC and without what cannot be seen; tens of milliseconds for 32,000 characters."""
-    plain = message if message.isascii() else _plain(message)
-    return frozenset(label for label, rule in _RULES.items() if rule.search(plain))
+    """Labels by these rules, after NFKC and without what cannot be seen; tens of milliseconds for 32,000 characters."""
+    return attacks_of(plain(message))
 
 
-def _plain(message: str) -> str:
-    # Marks go before NFKC, for it sorts them in quadratic time: 32,000 of them would hold up the event loop for 1.6 s.
-    seen = [c for c in message if unicodedata.category(c) not in _UNSEEN and c not in _WHOLE_PHRASES]
-    return unicodedata.normalize("NFKC", "".join(seen))
-
-
-def policy_refusing(refused: frozenset[GuardLabel]) -> GuardPolicy:
-    """A policy that refuses messages with one of these labels and lets all others through, flagged."""
-
-    def decide(message: str) -> GuardVerdict:
-        labels = labels_of(message)
-        return GuardVerdict(labels, refused=bool(labels & refused))
-
-    return decide
+def attacks_of(seen: str) -> frozenset[GuardLabel]:
+    """As `labels_of`, of a text that `plain` has made."""
+    return frozenset(label for label, rule in _RULES.items() if rule.search(seen))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from app.domain.model_client import ChatMessage
+from app.domain.guarding import GuardLabel
+from app.domain.model_client import ChatMessage, ModelRequest
 
 _PROMPTS = Path(__file__).parent / "langgraph" / "prompts"
 
 CUT_OFF = "[This answer was cut off here.]"
 """Follows an answer in the prompt that was stopped or broke off, so that the model does not take it for whole."""
+
+_HINTS = {GuardLabel.OFF_TOPIC: "hint_off_topic", GuardLabel.SUBMISSION: "hint_submission"}
+"""Prompts for labels of which "hints only" means something of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,33 @@ def prompt(name: str) -> str:
     return (_PROMPTS / f"{name}.md").read_text(encoding="utf-8").strip()
 
 
-def system_prompt(problem_text: str | None) -> str:
-    """What the model is told first; the problem's text is put in where the exam has one."""
-    if not problem_text:
-        return prompt("system")
-    # The text may hold braces of its own, so it is put in by hand.
-    return f"{prompt('system')}\n\n{prompt('problem').replace('{problem_text}', problem_text.strip())}"
+def system_prompt(problem_text: str | None, *, hints_only: bool = False) -> str:
+    """What the model is told first; the problem's text is put in where the exam has one.
+
+    ``hints_only``: the exam wants no code from it.
+    """
+    told = [prompt("system")]
+    if problem_text:
+        # The text may hold braces of its own, so it is put in by hand.
+        told.append(prompt("problem").replace("{problem_text}", problem_text.strip()))
+    if hints_only:
+        told.append(prompt("hints_only"))
+    return "\n\n".join(told)
+
+
+def refusal(language: str) -> str:
+    """What a candidate is told in an exam of this language whose message is refused."""
+    return prompt("refusal" if language == "en" else f"refusal.{language}")
+
+
+def hinted(request: ModelRequest, labels: frozenset[GuardLabel]) -> ModelRequest:
+    """The request, its system prompt saying how to give no more than hints to a message with these labels."""
+    if not labels:
+        return request
+    instructions = sorted({_HINTS.get(label, "hint") for label in labels})
+    (_, system), *others = request.messages
+    told = "\n\n".join([system, *map(prompt, instructions)])
+    return replace(request, messages=[ChatMessage("system", told), *others])
 
 
 def build_messages(system: str, past: Sequence[PastTurn], message: str, *, token_budget: int) -> list[ChatMessage]:

@@ -14,6 +14,7 @@ from app.infrastructure.persistence.models import EvaluationRun, PromptRoleEnum
 from app.infrastructure.persistence.session import Transaction
 from app.infrastructure.repositories.document_repository import DocumentRepository
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository
+from app.infrastructure.repositories.exam_repository import ExamRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnRepository
 
@@ -53,8 +54,9 @@ async def read_subject(db: Transaction, run_id: int) -> Subject:
     turn, session = await evaluations.turn(run.session_id, run.turn), await sessions.get_session(run.session_id)
     assert turn is not None and session is not None, "a run is recorded with its turn"
     version = turn.exam_version
-    exam = await evaluations.exam_version(session.exam_id, version) if version is not None else None
-    problem_text = exam.problem_text if exam is not None else await sessions.problem_text(session.exam_id)
+    exams = ExamRepository(db)
+    exam = await exams.get_version(session.exam_id, version) if version is not None else None
+    known = exam or await exams.get(session.exam_id)
     history = await sessions.history(run.session_id, before_turn=run.turn, token_budget=_CONTEXT_TOKENS)
     context = [
         ChatMessage("user" if message.role is PromptRoleEnum.USER else "assistant", message.content)
@@ -74,6 +76,7 @@ async def read_subject(db: Transaction, run_id: int) -> Subject:
     except DocumentError as error:
         return replace(subject, fault=error.message)
     message = await turns.user_message(turn) or ""
+    problem_text = known.problem_text if known is not None else None
     task = replace(judged_by, message=message, context=tuple(context), problem_text=problem_text or None)
     return replace(subject, task=task)
 

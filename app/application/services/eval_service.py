@@ -230,9 +230,7 @@ class EvalService:
             except (SQLAlchemyError, OSError) as error:
                 generation.fail(error)
                 history = []
-        given = input_of(
-            command.message, history, problem_text=started.problem_text, history_tokens=model.history_tokens
-        )
+        given = input_of(command.message, history, exam=started.exam, history_tokens=model.history_tokens)
         return TurnRef(started.pk, started.session_id, started.turn, command.turn_id, new.owner), given, generation
 
     async def _start(self, new: NewTurn) -> StartedTurn | None:

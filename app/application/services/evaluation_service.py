@@ -24,6 +24,7 @@ from app.infrastructure.persistence.models import (
 from app.infrastructure.persistence.session import Transaction, get_db_context
 from app.infrastructure.repositories.document_repository import DocumentRepository
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository, RunBasis
+from app.infrastructure.repositories.exam_repository import ExamRepository
 from app.infrastructure.repositories.review_repository import ReviewRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import JudgedBy, TurnRepository
@@ -127,7 +128,7 @@ class EvaluationService:
         session = await SessionRepository(db).get_session(turn.session_id)
         assert session is not None, "a turn has a session"
         exam = (
-            await evaluations.exam_version(session.exam_id, turn.exam_version)
+            await ExamRepository(db).get_version(session.exam_id, turn.exam_version)
             if turn.exam_version is not None
             else None
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from typing import Any
 
 from app.core.errors import ErrorCode, TurnstoneError
 from app.domain.conversation import FinishReason, TurnStatus, Usage
+from app.domain.guard_question import GuardCall
 from app.domain.model_client import ChatMessage, ModelCall
 from app.domain.turn_log import Cancelled, Done, Ending, Failed
 from app.infrastructure.llm.tokens import TokenCounter
@@ -39,18 +40,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class FinalTurn:
-    """Everything that is stored and reported at a turn's end."""
+    """Everything that is stored and reported at a turn's end.
+
+    ``calls`` are those of all purposes; the row's usage is that of the chat's.
+    """
 
     text: str
     row: TurnEnding
     calls: Sequence[CallRecord]
     token_count: int
     meta: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def reached_provider(self) -> bool:
-        """Whether any call was handed to the provider; only then usage is reported."""
-        return bool(self.calls)
 
 
 def record_calls(
@@ -76,6 +75,14 @@ def record_calls(
         else:
             records.append(count_call(call, text if call is calls[-1] else "", messages, counter))
     return records
+
+
+def record_guard_calls(calls: Sequence[GuardCall], counter: TokenCounter) -> list[CallRecord]:
+    """The ledger's rows for what the guard asked a model."""
+    records: list[CallRecord] = []
+    for asked in calls:
+        records += record_calls([asked.call], asked.answer, asked.messages, counter)
+    return [replace(record, purpose="guard") for record in records]
 
 
 def count_call(call: ModelCall, text: str, messages: Sequence[ChatMessage], counter: TokenCounter) -> CallRecord:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from app.domain.guarding import GuardPolicy
+from app.domain.guard_policy import GuardRules
 from app.domain.langgraph.context import Opening, TurnContext
 from app.domain.langgraph.graph import TurnGraph
 from app.domain.langgraph.state import TurnState
@@ -50,10 +50,10 @@ class Generations:
     Args:
         graph: the compiled graph.
         client: the model that answers.
-        guard: decides about each message.
+        guard: what to do about the guard's labels in an exam that does not say.
     """
 
-    def __init__(self, graph: TurnGraph, client: ModelClient, guard: GuardPolicy) -> None:
+    def __init__(self, graph: TurnGraph, client: ModelClient, guard: GuardRules) -> None:
         self._graph = graph
         self._client = client
         self._guard = guard

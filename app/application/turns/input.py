@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.domain.exam_settings import ExamTerms
 from app.domain.model_client import ChatMessage
 from app.domain.prompting import PastTurn, build_messages, system_prompt
 from app.infrastructure.persistence.models import PromptRoleEnum
@@ -13,18 +14,18 @@ from app.infrastructure.repositories.session_repository import HistoryMessage
 
 @dataclass(frozen=True, slots=True)
 class TurnInput:
-    """What a turn starts from: the candidate's message, and all messages to send, that one last."""
+    """What a turn starts from: the candidate's message, all messages to send, that one last, and the exam's terms."""
 
     message: str
     messages: Sequence[ChatMessage]
+    exam: ExamTerms
 
 
-def input_of(
-    message: str, history: Sequence[HistoryMessage], *, problem_text: str | None, history_tokens: int
-) -> TurnInput:
+def input_of(message: str, history: Sequence[HistoryMessage], *, exam: ExamTerms, history_tokens: int) -> TurnInput:
     """The input of a turn: the exam's problem, the conversation before the turn, and its message."""
-    messages = build_messages(system_prompt(problem_text), past_turns(history), message, token_budget=history_tokens)
-    return TurnInput(message, messages)
+    system = system_prompt(exam.problem_text, hints_only=exam.hints_only)
+    messages = build_messages(system, past_turns(history), message, token_budget=history_tokens)
+    return TurnInput(message, messages, exam)
 
 
 def past_turns(history: Sequence[HistoryMessage]) -> list[PastTurn]:

@@ -12,10 +12,14 @@ from app.application.turns.input import TurnInput, input_of
 from app.application.turns.running import TurnRef
 from app.application.turns.settlement import NotOursError, settle
 from app.domain.conversation import TurnStatus
+from app.domain.exam_settings import ExamTerms
+from app.domain.guard_inspection import inspected
+from app.domain.guard_policy import GuardRules
 from app.domain.model_client import ModelCall
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.models import PromptTurn
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.repositories.exam_repository import ExamRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import StoredText, TurnEnding, TurnRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -29,15 +33,23 @@ class Recovery:
     Args:
         counter: counts the usage that nobody else will report.
         history_tokens: budget of the prompts that the turns were started with.
+        guard: what to do about the guard's labels in an exam that does not say.
         held: callbacks are held, because no receiver is set.
         on_settled: called after each commit that has recorded callbacks.
     """
 
     def __init__(
-        self, counter: TokenCounter, history_tokens: int, *, held: bool, on_settled: Callable[[], None]
+        self,
+        counter: TokenCounter,
+        history_tokens: int,
+        guard: GuardRules,
+        *,
+        held: bool,
+        on_settled: Callable[[], None],
     ) -> None:
         self._counter = counter
         self._history_tokens = history_tokens
+        self._guard = guard
         self._held = held
         self._on_settled = on_settled
 
@@ -81,8 +93,9 @@ class Recovery:
             session, message = await sessions.get_session(turn.session_id), await turns.user_message(turn)
             assert session is not None and message is not None, "a turn has a session and begins with a message"
             history = await sessions.history(turn.session_id, before_turn=turn.turn, token_budget=self._history_tokens)
-            problem_text = await sessions.problem_text(session.exam_id)
-        given = input_of(message, history, problem_text=problem_text, history_tokens=self._history_tokens)
+            settings = await ExamRepository(db).settings_of(session.exam_id, turn.exam_version)
+        exam = ExamTerms() if settings is None else settings.terms(turn.exam_version)
+        given = input_of(message, history, exam=exam, history_tokens=self._history_tokens)
         turn_id = int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
         try:
@@ -102,10 +115,15 @@ class Recovery:
         call = count_call(
             ModelCall(turn.model, outcome=INTERRUPTED.code), flushed.content, given.messages, self._counter
         )
-        meta = {"model": turn.model, "status": TurnStatus.INTERRUPTED.value, "partial": True}
+        meta: dict[str, object] = {"model": turn.model, "status": TurnStatus.INTERRUPTED.value, "partial": True}
         meta["tokenizer"] = call.tokenizer
         if call.approximate:
             meta["approximate"] = True
+        labels = sorted((given.exam.guard or self._guard).decide(inspected(given.message).labels).labels)
+        if labels:
+            meta["labels"] = labels
+        if turn.exam_version is not None:
+            meta["exam_version"] = turn.exam_version
         row = TurnEnding(
             status=TurnStatus.INTERRUPTED,
             usage=call.usage,
@@ -113,5 +131,6 @@ class Recovery:
             error_message=INTERRUPTED.message,
             error_retryable=INTERRUPTED.retryable,
             lengths=flushed.lengths,
+            labels=labels,
         )
         return FinalTurn(flushed.content, row, [call], call.usage.completion_tokens, meta)

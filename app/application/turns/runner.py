@@ -17,6 +17,7 @@ from app.application.turns.ending import (
     ending_from,
     ending_of,
     record_calls,
+    record_guard_calls,
     sum_usage,
 )
 from app.application.turns.running import RunningTurn
@@ -26,6 +27,7 @@ from app.core.errors import ErrorCode, ModelError, TurnstoneError
 from app.core.logging import place_of
 from app.domain.conversation import Usage
 from app.domain.model_client import ModelClient, ModelRequest
+from app.domain.prompting import hinted
 from app.domain.turn_log import Failed
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
@@ -209,15 +211,19 @@ class TurnRunner:
 
     def _final(self, turn: RunningTurn, outcome: Outcome) -> FinalTurn:
         text, context = turn.log.text, turn.generation.context
-        calls = record_calls(context.calls, text, turn.given.messages, self.model.counter)
+        request = hinted(ModelRequest(turn.given.messages, self.model.max_output_tokens), context.verdict.hints)
+        calls = record_calls(context.calls, text, request.messages, self.model.counter)
         usage = sum_usage(calls)
+        labels = sorted(context.verdict.labels)
         meta: dict[str, object] = {"model": self.model.client.model, "status": outcome.status.value}
         if outcome.finish_reason is not None:
             meta["finish_reason"] = outcome.finish_reason.value
         else:
             meta["partial"] = True
-        if context.labels:
-            meta["labels"] = sorted(context.labels)
+        if labels:
+            meta["labels"] = labels
+        if turn.given.exam.version is not None:
+            meta["exam_version"] = turn.given.exam.version
         row = TurnEnding(
             status=outcome.status,
             usage=usage,
@@ -228,8 +234,10 @@ class TurnRunner:
             lengths=turn.log.lengths,
             first_token_ms=turn.first_token_ms,
             duration_ms=turn.duration_ms,
+            labels=labels,
         )
         token_count = self._count_answer(text, calls, meta)
+        calls += record_guard_calls(context.guard_calls, self.model.counter)
         return FinalTurn(text, row, calls, token_count, meta)
 
     def _count_answer(self, text: str, calls: list[CallRecord], meta: dict[str, object]) -> int:

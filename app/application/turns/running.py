@@ -92,7 +92,7 @@ class RunningTurn:
 
     def begin(self, request: ModelRequest) -> None:
         """The message is stored: let the graph ask the model."""
-        self.generation.open(Opening(request, self.emit))
+        self.generation.open(Opening(request, self.emit, self.given.exam))
 
     async def ended(self) -> TurnState:
         """Await the graph's end, which `cancel` and its kin can bring about.

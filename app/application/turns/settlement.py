@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 from app.application.services.callback_service import CallbackService
 from app.application.turns.ending import FinalTurn, sum_usage
 from app.application.turns.running import TurnRef
 from app.core import metrics
 from app.domain.conversation import TurnStatus
+from app.domain.ledger import CallbackPurpose, purpose_for_core
 from app.infrastructure.persistence.models import PromptRoleEnum
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.evaluation_repository import JUDGED_ENDINGS
@@ -63,8 +66,11 @@ async def settle(
 
 
 async def _record_callbacks(callbacks: CallbackService, ref: TurnRef, final: FinalTurn) -> None:
-    if final.reached_provider:
-        usage = sum_usage(final.calls)
+    for purpose in get_args(CallbackPurpose):
+        calls = [call for call in final.calls if purpose_for_core(call.purpose) == purpose]
+        if not calls:
+            continue  # it did not reach the provider
+        usage = sum_usage(calls)
         await callbacks.send_usage(
             ref.session_id,
             ref.turn,
@@ -73,10 +79,16 @@ async def _record_callbacks(callbacks: CallbackService, ref: TurnRef, final: Fin
             usage.total_tokens,
             turn_id=ref.turn_id,
             cached_tokens=usage.cached_tokens,
-            model=final.calls[-1].model,
+            model=calls[-1].model,
             source=usage.source,
+            purpose=purpose,
         )
-    metadata = {"status": _status_for_core(final.row.status), "finish_reason": final.row.finish_reason}
+    metadata: dict[str, Any] = {
+        "status": _status_for_core(final.row.status),
+        "finish_reason": final.row.finish_reason,
+    }
+    if final.row.labels:
+        metadata["labels"] = list(final.row.labels)
     if final.row.error_code is not None:
         metadata["error_type"] = final.row.error_code
     await callbacks.send_message_response(ref.session_id, ref.turn, final.text, metadata, turn_id=ref.turn_id)

@@ -14,7 +14,6 @@ from app.domain.conversation import FinishReason
 from app.infrastructure.persistence.models import (
     EvaluationRun,
     EvaluationTypeEnum,
-    ExamVersion,
     JudgeCall,
     PromptEvaluation,
     PromptSession,
@@ -83,10 +82,6 @@ class EvaluationRepository:
         """A session's turn by its number."""
         statement = select(PromptTurn).where(PromptTurn.session_id == session_id, PromptTurn.turn == turn)
         return (await self._db.scalars(statement)).first()
-
-    async def exam_version(self, exam_id: int, version: int) -> ExamVersion | None:
-        """The exam's settings as a turn ran under them."""
-        return await self._db.get(ExamVersion, (exam_id, version))
 
     async def next_revision(self, session_id: int, turn: int, *, besides: int | None = None) -> int:
         """The number of the turn's next judgement; runs and overrides share them. ``besides``: leave that run out."""

@@ -10,7 +10,9 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from app.infrastructure.persistence.models import Exam, PromptMessage, PromptRoleEnum, PromptSession
+from app.domain.exam_settings import DEFAULT_LANGUAGE, ExamTerms
+from app.domain.guard_policy import GuardRules
+from app.infrastructure.persistence.models import PromptMessage, PromptRoleEnum, PromptSession
 from app.infrastructure.persistence.session import Transaction
 
 _ACTIVE = PromptSession.ended_at.is_(None)
@@ -53,22 +55,27 @@ _start_turn = """
         WHERE {which} AND ended_at IS NULL AND (%(spec_id)s::bigint IS NULL OR spec_id = %(spec_id)s::bigint)
           AND EXISTS (SELECT FROM workers WHERE workers.id = %(owner)s AND fenced_at IS NULL)
         RETURNING id, exam_id, last_turn
+    ), exam AS (
+        SELECT problem_text, settings, CASE WHEN settings <> '{{}}' THEN version END AS version
+        FROM exams, numbered WHERE exams.id = numbered.exam_id
     ), started AS (
-        INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model)
-        SELECT id, last_turn, %(client_turn_id)s, %(turn_id_is_int)s, 'running', %(owner)s, %(model)s FROM numbered
+        INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model, exam_version)
+        SELECT id, last_turn, %(client_turn_id)s, %(turn_id_is_int)s, 'running', %(owner)s, %(model)s,
+            (SELECT version FROM exam) FROM numbered
         RETURNING id
     ), said AS (
         INSERT INTO prompt_messages (session_id, turn, role, content, token_count, meta)
         SELECT id, last_turn, 'USER', %(message)s, %(token_count)s, %(meta)s::jsonb FROM numbered
     )
     SELECT started.id AS pk, numbered.id AS session_id, numbered.last_turn AS turn,
-        (SELECT problem_text FROM exams WHERE exams.id = numbered.exam_id) AS problem_text,
+        exam.problem_text, exam.version AS exam_version, exam.settings -> 'guard' AS guard,
+        exam.settings ->> 'language' AS language,
         (SELECT json_agg(json_build_array(turn, role, content, token_count, partial)) FROM ({past}) AS past) AS past,
         numbered.last_turn - 1 = (SELECT last_turn FROM prompt_sessions AS seen WHERE seen.id = numbered.id)
         AND NOT EXISTS (
             SELECT FROM prompt_turns AS seen WHERE seen.session_id = numbered.id AND seen.status = 'running'
         ) AS up_to_date
-    FROM started, numbered
+    FROM started, numbered LEFT JOIN exam ON true
     """
 _past_of_numbered = _past.format(session_id="numbered.id", before_turn="numbered.last_turn")
 _start_turn_in_session = _start_turn.format(which="id = %(session_id)s", past=_past_of_numbered)
@@ -120,7 +127,7 @@ class NewTurn:
 
 @dataclass(frozen=True, slots=True)
 class StartedTurn:
-    """A turn that has its number; with what its prompt needs: the exam's problem, and the conversation so far.
+    """A turn that has its number; with what its prompt needs: the exam's terms, and the conversation so far.
 
     ``history`` is as `SessionRepository.history` gives it; ``None`` where the turn before was only just ending, so that
     it has to be read anew.
@@ -129,7 +136,7 @@ class StartedTurn:
     pk: int
     session_id: int
     turn: int
-    problem_text: str | None
+    exam: ExamTerms
     history: list[HistoryMessage] | None
 
 
@@ -211,7 +218,7 @@ class SessionRepository:
             return None
         [row] = rows
         history = [_history_message(*message) for message in row.past or ()] if row.up_to_date else None
-        return StartedTurn(row.pk, row.session_id, row.turn, row.problem_text, history)
+        return StartedTurn(row.pk, row.session_id, row.turn, _terms(row), history)
 
     async def list_sessions(
         self, exam_id: int | None, participant_id: int | None, *, after: int = 0, limit: int = 100
@@ -292,26 +299,11 @@ class SessionRepository:
         )
         return [_history_message(*row) for row in rows]
 
-    async def problem_text(self, exam_id: int) -> str | None:
-        """The exam's problem text, where Core has given one."""
-        return (await self._db.scalars(select(Exam.problem_text).where(Exam.id == exam_id))).first()
-
-    async def put_exam(self, exam_id: int, problem_text: str) -> Exam:
-        """Store the exam's problem text, in place of an earlier one."""
-        statement = (
-            pg_insert(Exam)
-            .values(id=exam_id, problem_text=problem_text)
-            .on_conflict_do_update(
-                index_elements=[Exam.id], set_={"problem_text": problem_text, "updated_at": func.now()}
-            )
-            .returning(Exam)
-        )
-        return (await self._db.scalars(statement, execution_options={"populate_existing": True})).one()
-
-    async def get_exam(self, exam_id: int) -> Exam | None:
-        """What is known of the exam."""
-        return await self._db.get(Exam, exam_id)
-
 
 def _history_message(turn: int, role: str, content: str, token_count: int | None, partial: bool) -> HistoryMessage:
     return HistoryMessage(turn, PromptRoleEnum(role), content, token_count, partial)
+
+
+def _terms(row: Any) -> ExamTerms:
+    guard = None if row.guard is None else GuardRules.from_json(row.guard)
+    return ExamTerms(row.problem_text, row.language or DEFAULT_LANGUAGE, guard, row.exam_version)

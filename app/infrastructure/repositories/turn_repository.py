@@ -51,7 +51,7 @@ _settle = """
             prompt_tokens = %(prompt_tokens)s, completion_tokens = %(completion_tokens)s,
             cached_tokens = %(cached_tokens)s, reasoning_tokens = %(reasoning_tokens)s,
             usage_source = %(usage_source)s, ended_at = now(), first_token_ms = %(first_token_ms)s,
-            duration_ms = %(duration_ms)s
+            duration_ms = %(duration_ms)s, labels = %(labels)s::text[]
         FROM session
         WHERE prompt_turns.id = %(turn_pk)s AND prompt_turns.session_id = session.id AND owner = %(owner)s
           AND status = 'running'
@@ -128,7 +128,10 @@ class CallRecord:
 
 @dataclass(frozen=True, slots=True)
 class TurnEnding:
-    """How a turn ended, as its row keeps it. An error's fields are set where ``status`` is failed or interrupted."""
+    """How a turn ended, as its row keeps it. An error's fields are set where ``status`` is failed or interrupted.
+
+    ``labels`` are the guard's.
+    """
 
     status: TurnStatus
     usage: Usage
@@ -139,6 +142,7 @@ class TurnEnding:
     lengths: Sequence[int] = ()
     first_token_ms: int | None = None
     duration_ms: int | None = None
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +248,7 @@ class TurnRepository:
                 "usage_source": ending.usage.source,
                 "first_token_ms": ending.first_token_ms,
                 "duration_ms": ending.duration_ms,
+                "labels": list(ending.labels) or None,
                 "purposes": [call.purpose for call in calls],
                 "models": [call.model for call in calls],
                 "prompts": [call.usage.prompt_tokens for call in calls],

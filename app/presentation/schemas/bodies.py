@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from app.application.turns.exchange import ChatCommand, ChatResult, Started
 from app.core.ids import new_turn_id
 from app.domain.conversation import Usage
-from app.infrastructure.persistence.models import Exam, PromptMessage, PromptSession, PromptTurn
+from app.infrastructure.persistence.models import PromptMessage, PromptSession, PromptTurn
 from app.presentation.schemas.frames import MessageFrame, command_of
 
 _BIGGEST_ID = 2**63 - 1
@@ -124,7 +124,7 @@ class BegunTurn(BaseModel):
 
 
 class TurnBody(BaseModel):
-    """A turn that has ended."""
+    """A turn that has ended; ``labels`` are the guard's, ``exam_version`` is of the exam's settings it ran under."""
 
     session_id: str
     turn: int
@@ -132,6 +132,8 @@ class TurnBody(BaseModel):
     status: Literal["completed", "cancelled", "failed", "interrupted"]
     finish_reason: str | None
     usage: UsageBody
+    labels: list[str]
+    exam_version: int | None
 
     @classmethod
     def of(cls, turn: PromptTurn, usage: Usage, turn_id: str | int) -> TurnBody:
@@ -143,6 +145,8 @@ class TurnBody(BaseModel):
             status=turn.status.value,
             finish_reason=turn.finish_reason,
             usage=UsageBody.of(usage),
+            labels=turn.labels or [],
+            exam_version=turn.exam_version,
         )
 
 
@@ -211,25 +215,6 @@ class Page(BaseModel, Generic[Item]):
 
     items: list[Item]
     next: str | None = None
-
-
-class ExamRequest(_Body):
-    """What the worker is told of an exam."""
-
-    problem_text: Annotated[Text, StringConstraints(max_length=100_000)]
-
-
-class ExamBody(BaseModel):
-    """What the worker knows of an exam."""
-
-    id: int
-    problem_text: str
-    updated_at: datetime
-
-    @classmethod
-    def of(cls, exam: Exam) -> ExamBody:
-        """The stored exam as a body."""
-        return cls(id=exam.id, problem_text=exam.problem_text, updated_at=exam.updated_at)
 
 
 class MarkdownRequest(_Body):

@@ -82,6 +82,7 @@ class MessageMetadata(BaseModel):
     status: Literal["completed", "cancelled", "failed"]
     finish_reason: FinishReason | None = Field(description="null where the turn did not complete")
     error_type: str | SkipJsonSchema[None] = _absent("a code of the protocol; there for a failed turn alone")
+    labels: list[str] | SkipJsonSchema[None] = _absent("the guard's labels; there where it found any")
 
 
 class MessageResponseCallback(_Event):

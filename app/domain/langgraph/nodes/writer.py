@@ -11,6 +11,7 @@ from app.domain.conversation import FinishReason
 from app.domain.langgraph.context import TurnContext
 from app.domain.langgraph.state import TurnState
 from app.domain.model_client import ModelCall
+from app.domain.prompting import hinted
 
 TRIES = 2
 """Provider calls per turn at most: the first and one quick repetition."""
@@ -28,12 +29,13 @@ async def writer(state: TurnState, runtime: Runtime[TurnContext]) -> TurnState:
         ModelError: no answer, or one that broke off; the text that came is in the log.
     """
     context = runtime.context
-    request, emit = await context.opening
+    opening = await context.opening
+    request = hinted(opening.request, context.verdict.hints)
     for attempt in range(1, TRIES + 1):
         call = ModelCall(context.client.model)
         context.calls.append(call)
         try:
-            await context.client.stream(request, call, emit)
+            await context.client.stream(request, call, opening.emit)
         except ModelError as error:
             call.outcome = error.code
             pause = _pause_before_next_try(error, call, attempt)

@@ -1,4 +1,4 @@
-"""Sessions, their messages and turns, and what is known of exams."""
+"""Sessions, their messages and turns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from app.presentation.api.paging import EMPTY_IS_NONE, Cursor, Limit, page
 from app.presentation.api.paths import ANY_TEXT
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import (
-    ExamBody,
-    ExamRequest,
     MessageBody,
     Page,
     SessionBody,
@@ -29,7 +27,6 @@ from app.presentation.schemas.frames import check_turn_id, session_id_of
 router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["sessions"])
 
 SessionId = Annotated[str, Path(max_length=64)]
-Id = Annotated[int, Path(gt=0, le=2**63 - 1)]
 IdFilter = Annotated[int | None, Query(gt=0, le=2**63 - 1), EMPTY_IS_NONE]
 
 
@@ -98,25 +95,6 @@ async def end_session(session_id: SessionId) -> SessionBody:
     """End a session: later messages get ``session_ended``. A turn that runs may finish."""
     async with get_db_context() as db:
         return SessionBody.of(_found(await SessionRepository(db).end_session(session_id_of(session_id))))
-
-
-@router.put("/exams/{exam_id}", tags=["exams"])
-async def put_exam(exam_id: Id, body: ExamRequest) -> ExamBody:
-    """Tell the worker an exam's problem text; turns from now on carry it in their system prompt."""
-    if "\x00" in body.problem_text:
-        raise TurnstoneError(ErrorCode.INVALID_FRAME, "The problem text holds a NUL character.")
-    async with get_db_context() as db:
-        return ExamBody.of(await SessionRepository(db).put_exam(exam_id, body.problem_text))
-
-
-@router.get("/exams/{exam_id}", tags=["exams"])
-async def show_exam(exam_id: Id) -> ExamBody:
-    """What the worker knows of an exam."""
-    async with get_db_context() as db:
-        exam = await SessionRepository(db).get_exam(exam_id)
-    if exam is None:
-        raise TurnstoneError(ErrorCode.NOT_FOUND, "Nothing is known of this exam.")
-    return ExamBody.of(exam)
 
 
 def _found(session: PromptSession | None) -> PromptSession:
