@@ -33,10 +33,10 @@ doctor: $(READY) ## check what the service needs
 	@$(BIN)/turnstone doctor
 
 test: $(TOOLS) ## run the whole suite (browser tests are skipped where there is no Chromium)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=10
 
 test-fast: $(TOOLS) ## run the suite without browser, model and slow tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not browser and not model and not slow"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not browser and not model and not slow"
 
 check: $(TOOLS) ## lint, format, types and layers
 	$(BIN)/ruff check .

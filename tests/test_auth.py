@@ -33,6 +33,7 @@ PROTECTED = [
     ("GET", "/api/callbacks/events"),
     ("GET", "/api/callbacks/evt_1"),
     ("POST", "/api/callbacks/evt_1/replay"),
+    ("POST", "/api/callbacks/replay"),
     ("POST", "/api/render"),
 ]
 PUBLIC = ["/healthz", "/readyz", "/metrics", "/", "/static/page.js", "/static/turnstone.js", "/openapi.json"]

@@ -126,7 +126,7 @@ async def test_a_field_more_one_less_and_a_wrong_one_are_noticed(service: Servic
     less = {name: value for name, value in usage.body.items() if name != "cached_tokens"}
     for changed in (usage.body | {"price": 1}, less, usage.body | {"total_tokens": "40"}, usage.body | {"turn": 0}):
         with pytest.raises((AssertionError, ValueError, ValidationError)):
-            check(Delivery(usage.headers, json.dumps(changed).encode(), changed, 0.0, None))
+            check(Delivery(usage.headers, json.dumps(changed).encode(), changed, 0.0, None, None))
     with pytest.raises(ValidationError):
         validator_of("usage").validate(less)
     validator_of("usage").validate(usage.body | {"price": 1})  # a receiver ignores what it does not know

@@ -29,11 +29,12 @@ from standardwebhooks import Webhook
 
 from app.application.services.callback_service import CallbackService
 from app.core.settings import Settings
+from app.fake_core.receiver import reset_connection
 from app.infrastructure.persistence.session import get_db_context
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import Command, connect, environment, new_pair
 from tests.support.core import FakeCore
-from tests.support.servers import AppThread, Journal, reset_connection
+from tests.support.servers import AppThread, Journal
 from tests.support.service import Service, running
 
 EXAMPLE = Path(__file__).parents[1] / "examples/core-python"
