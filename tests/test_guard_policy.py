@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -280,13 +281,16 @@ def test_no_model_is_asked_where_the_exam_does_not_want_it_or_the_guard_is_sure(
     ids=["unavailable", "key", "no word", "broken", "silent"],
 )
 def test_where_a_model_says_nothing_of_use_the_guard_goes_by_itself(
-    rest: httpx.Client, provider: Provider, rows: Rows, failure: Script, monkeypatch: pytest.MonkeyPatch
+    start: Start, provider: Provider, rows: Rows, failure: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.domain.langgraph.nodes.guard.TIME_LIMIT_S", 0.5)
-    exam(rest, **ASKING)
-    provider.next(failure, Script(), failure)
-    assert say(rest, UNLABELLED[0])["finish_reason"] == "stop"
-    assert say(rest, LABELLED[0])["finish_reason"] == "refused"
+    service, begun = start(llm={"timeout_s": 60}), time.monotonic()
+    with httpx.Client(base_url=service.url, timeout=30) as rest:
+        exam(rest, **ASKING)
+        provider.next(failure, Script(), failure)
+        assert say(rest, UNLABELLED[0])["finish_reason"] == "stop"
+        assert say(rest, LABELLED[0])["finish_reason"] == "refused"
+    assert time.monotonic() - begun < 20, "a model's silence is not waited out"
     assert labels(rows) == [None, sorted(LABELLED[1].labels)]
     outcomes = [row["outcome"] for row in rows("SELECT outcome FROM provider_calls WHERE purpose = 'guard'")]
     expected = {503: "llm_unavailable", 401: "llm_unavailable"}.get(failure.status)
