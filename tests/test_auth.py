@@ -29,6 +29,11 @@ PROTECTED = [
     ("PUT", "/api/exams/1"),
     ("GET", "/api/exams/1"),
     ("GET", "/api/exams/1/versions"),
+    ("GET", "/api/sessions/1/evaluations"),
+    ("POST", "/api/sessions/1/turns/t1/override"),
+    ("POST", "/api/sessions/1/turns/t1/appeal"),
+    ("GET", "/api/reviews"),
+    ("POST", "/api/reviews/1/resolve"),
     ("GET", "/api/callbacks"),
     ("GET", "/api/callbacks/events"),
     ("GET", "/api/callbacks/evt_1"),
@@ -181,7 +186,7 @@ def test_the_list_of_guarded_routes_is_whole(service: Service) -> None:
     with client(service) as http:
         paths = http.get("/openapi.json").json()["paths"]
     documented = {(method.upper(), path) for path, operations in paths.items() for method in operations}
-    ids = {"{session_id}": "1", "{turn_id}": "t1", "{exam_id}": "1", "{event_id}": "evt_1"}
+    ids = {"{session_id}": "1", "{turn_id}": "t1", "{exam_id}": "1", "{event_id}": "evt_1", "{item_id}": "1"}
     for method, path in documented:
         for name, value in ids.items():
             path = path.replace(name, value)  # noqa: PLW2901  # the concrete path

@@ -12,10 +12,14 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKED = {
-    found[1]: Version(found[2])
-    for found in re.finditer(r"^([a-z0-9-]+)==([^\s;]+)", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE)
-}
+LOCK = (ROOT / "requirements/dev.txt").read_text()
+# Where the lock has several versions of one, each for some Pythons, the oldest comes last here, and stays.
+LOCKED = dict(
+    sorted(
+        ((found[1], Version(found[2])) for found in re.finditer(r"^([a-z0-9-]+)==([^\s;]+)", LOCK, re.MULTILINE)),
+        reverse=True,
+    )
+)
 DIRECT = [
     Requirement(line)
     for lines in (

@@ -216,7 +216,7 @@ def test_the_table_of_an_exam_s_settings_is_complete() -> None:
 
 def test_labels_and_actions_of_the_guard_are_all_there_are() -> None:
     page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
-    page = page[page.index("## The guard") :]
+    page = page[page.index("## The guard") : page.index("## The judge")]
     assert re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE) == [label.value for label in GuardLabel]
     assert re.findall(r"^\| `([a-z]+)`", page, re.MULTILINE) == [action.value for action in GuardAction]
 
