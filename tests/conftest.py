@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from psycopg.rows import dict_row
 from sqlalchemy import make_url
 
@@ -28,6 +29,13 @@ from tests.support.service import Service
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 CORE_KEY = "core-receives-with-this-key"
 _databases = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def logs_where_pytest_looks() -> Iterator[None]:
+    """A command that a test runs in this process sets the log up for its own streams, which are closed after it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

@@ -52,10 +52,13 @@ HISTOGRAMS = {
     "turnstone_judge_call_seconds",
 }
 LABELS = {
-    "status": {"completed", "cancelled", "failed", "interrupted"},
+    "status": {"completed", "cancelled", "failed", "interrupted", "scored", "unscored"},
     "kind": {"prompt", "completion"},
     "source": {"provider", "counted"},
-    "outcome": {"delivered", "refused", "unreachable"},
+    "outcome": {
+        *("delivered", "refused", "unreachable", "skipped"),
+        *("answered", "cached", "llm_unavailable", "llm_rejected", "llm_timeout"),
+    },
 }
 
 

@@ -70,7 +70,8 @@ def _what_there_is(service: Service, headers: dict[str, str]) -> dict[str, Any]:
         turn = http.post("/api/chat/message", json={"message": "hello", "turn_id": "t1", **pair}).json()
         http.put("/api/exams/1", json={"problem_text": "Sort."}).raise_for_status()
         event = http.get("/api/callbacks").json()["items"][0]
-    return {**pair, "exam_id": 1, "session_id": turn["session_id"], "turn_id": "t1", "event_id": event["id"]}
+    known = {"session_id": turn["session_id"], "turn_id": "t1", "event_id": event["id"], "item_id": 1}
+    return {**pair, "exam_id": 1, **known}
 
 
 def _aim(case: schemathesis.Case, known: dict[str, Any]) -> None:
