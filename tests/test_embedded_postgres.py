@@ -292,6 +292,7 @@ def test_a_dead_server_is_revived_by_whoever_looks_first_and_by_nobody_who_has_c
     assert not first.revive(), "it lives"
     pid = postmaster(data_dir)
     kill([psutil.Process(pid)])
+    wait_until(lambda: servers_in(place) == [])  # its children see it a moment later, and are looked for again by then
     assert not closed.revive()
     results: list[bool] = []
     looking = [
