@@ -49,5 +49,7 @@ async def _round(scene: Scene, here: int, there: int) -> list[float]:
 def _sessions(scene: Scene) -> dict[int, str]:
     """The active sessions by participant."""
     with psycopg.connect(scene.database_url) as connection:
-        rows = connection.execute("SELECT participant_id, id FROM prompt_sessions WHERE ended_at IS NULL").fetchall()
+        rows = connection.execute(
+            "SELECT participant_id, id FROM prompt_sessions WHERE exam_id = 1 AND ended_at IS NULL"
+        ).fetchall()
         return {participant: str(session) for participant, session in rows}
