@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from app.application.evaluation.outcome import ATTACKS
 from app.application.submissions.conversation import SaidTurn, read_conversation
-from app.application.submissions.work import Made, Work
 from app.application.submissions.result import result_of
+from app.application.submissions.work import Made, Work
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.scoring import Score, ScorePolicy
 from app.domain.submission import COMPONENTS, Node, Outcome
@@ -20,7 +20,7 @@ from app.infrastructure.repositories.document_repository import DocumentReposito
 from app.infrastructure.repositories.submission_repository import SubmissionRepository
 
 _LIKE_ENOUGH: Final = 0.3
-"""How much of the handed-in code has to be found in some code of the conversation, by lines; below it, a person looks."""
+"""What share of the handed-in lines has to stand in some code of the conversation; below it, a person looks."""
 _FEWEST_LINES: Final = 8
 """Shorter code than this is like anything, or like nothing, by chance."""
 _BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)

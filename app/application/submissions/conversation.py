@@ -1,4 +1,4 @@
-"""Turns: the judgements of the candidate's prompts, which were made during the chat; gaps are filled before all else."""
+"""Turns: the judgements of the candidate's prompts, made during the chat; gaps are filled before all else."""
 
 from __future__ import annotations
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from app.application.evaluation.judging import when_database_is_there
 from app.application.services.callback_service import CallbackService
-from app.application.submissions.progress import news_of
+from app.application.submissions.result import result_of
 from app.application.submissions.work import Made, SubmissionDesk, Work
 from app.core import metrics
 from app.core.errors import ErrorCode
-from app.application.submissions.result import result_of
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.scoring import ScorePolicy
 from app.domain.submission import DONE, FAILED, HELD, Node, Outcome, Progress
@@ -71,7 +70,7 @@ async def _tell(db: Transaction, work: Work, came: Outcomes) -> None:
         revision=evaluation.revision,
     )
     if await claims.end_submission(evaluation, "DONE", DONE):
-        await claims.tell(news_of(evaluation, "DONE", DONE))
+        await claims.tell(evaluation.news("DONE", DONE))
 
 
 async def _hold(db: Transaction, work: Work, came: Outcomes) -> None:
@@ -86,7 +85,7 @@ async def _hold(db: Transaction, work: Work, came: Outcomes) -> None:
     if evaluation.is_first:
         progress = Progress(HELD, 98)
         if await claims.end_submission(evaluation, "RUNNING", progress):
-            await claims.tell(news_of(evaluation, "RUNNING", progress))
+            await claims.tell(evaluation.news("RUNNING", progress))
 
 
 async def _open_reviews(db: Transaction, evaluation: ClaimedEvaluation, came: Outcomes) -> None:
@@ -134,7 +133,7 @@ async def give_up(evaluation: ClaimedEvaluation, desk: SubmissionDesk) -> None:
             await _open(db, evaluation, ReviewReasonEnum.UNSCORED, {"reason": "it could not be evaluated"})
             if not await claims.end_submission(evaluation, "FAILED", FAILED):
                 return
-            await claims.tell(news_of(evaluation, "FAILED", FAILED))
+            await claims.tell(evaluation.news("FAILED", FAILED))
             async with CallbackService(db, held=desk.held).together() as callbacks:
                 await callbacks.send_error(
                     evaluation.session_id,

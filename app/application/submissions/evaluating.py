@@ -1,4 +1,4 @@
-"""One evaluation: each node is found done, or done and kept, once; what is away puts it off, and a bug loses nothing."""
+"""One evaluation: each node is found done, or done and kept, once; what is away puts it off, a bug loses nothing."""
 
 from __future__ import annotations
 

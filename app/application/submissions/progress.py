@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
 
-from app.domain.submission import Progress, SubmissionNews
+from app.domain.submission import Progress
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.submission_claims import ClaimedEvaluation, SubmissionClaims
 
 log = structlog.get_logger()
 
 _EVERY_S = 0.4
-
-
-def news_of(evaluation: ClaimedEvaluation, status: str, progress: Progress) -> str:
-    """What followers are told, as the channel between processes carries it."""
-    news = SubmissionNews(evaluation.session_id, evaluation.client_id, status, progress)
-    return json.dumps(news.to_json(), ensure_ascii=False, separators=(",", ":"))
 
 
 class Reporter:
@@ -61,8 +54,7 @@ class Reporter:
             progress = self._now
             try:
                 async with get_db_context() as db:
-                    frame = news_of(self._evaluation, "RUNNING", progress)
-                    await SubmissionClaims(db).note_progress(self._evaluation, progress, frame)
+                    await SubmissionClaims(db).note_progress(self._evaluation, progress)
             except DATABASE_DOWN as error:
                 log.warning("submission_progress_waits_for_database", error=fault(error))
                 self._changed.set()

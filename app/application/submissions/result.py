@@ -14,7 +14,7 @@ _FULL_UNTIL, _NONE_FROM = 1.5, 10.0
 
 
 def result_of(came: Outcomes, policy: ScorePolicy) -> dict[str, Any]:
-    """``final_scores`` and ``turn_scores``, as docs/submissions.md has them. What is missing is null, with its reason."""
+    """``final_scores`` and ``turn_scores``, as Core is told them; what is missing is null, with its reason."""
     turns = [_of_turn(entry) for entry in (came[Node.TURNS].value or {}).get("turns", [])]
     marks = (came[Node.PANEL].value or {}).get("marks", {})
     reason = came[Node.PANEL].reason or "not judged"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.domain.submission import Node, Outcome, Progress, SubmissionId
+from app.domain.submission import Node, Outcome, Progress, SubmissionId, SubmissionNews
 from app.infrastructure.persistence.bell import SUBMISSIONS
 from app.infrastructure.persistence.session import Transaction
 from app.infrastructure.repositories.evaluation_repository import RunBasis
@@ -71,20 +71,20 @@ _note_progress = """
         )
         RETURNING id
     )
-    SELECT pg_notify(%(channel)s, %(frame)s) FROM told
+    SELECT pg_notify(%(channel)s, %(news)s) FROM told
     """
-_tell = "SELECT pg_notify(%(channel)s, %(frame)s)"
+_tell = "SELECT pg_notify(%(channel)s, %(news)s)"
 _end = """
     UPDATE submission_evaluations
-    SET status = %(status)s, published = %(published)s, owner = NULL, result = %(result)s::jsonb,
-        ended_at = CASE WHEN %(status)s = 'done' THEN now() END
+    SET status = %(status)s::text, published = %(published)s, owner = NULL, result = %(result)s::jsonb,
+        ended_at = CASE WHEN %(status)s::text = 'done' THEN now() END
     WHERE id = %(evaluation_id)s AND owner = %(worker)s AND status = 'waiting'
       AND EXISTS (SELECT 1 FROM workers WHERE workers.id = %(worker)s AND fenced_at IS NULL)
     RETURNING id
     """
 _end_submission = """
-    UPDATE submissions SET status = %(status)s, progress = %(progress)s::jsonb,
-        ended_at = CASE WHEN %(status)s IN ('DONE', 'FAILED') THEN coalesce(ended_at, now()) END
+    UPDATE submissions SET status = %(status)s::text, progress = %(progress)s::jsonb,
+        ended_at = CASE WHEN %(status)s::text IN ('DONE', 'FAILED') THEN coalesce(ended_at, now()) END
     WHERE id = %(submission_id)s AND status <> 'DONE' RETURNING id
     """
 _keep_scores = """
@@ -146,6 +146,10 @@ class ClaimedEvaluation:
     def is_first(self) -> bool:
         """Whether the candidate waits for it."""
         return self.cause == "submission"
+
+    def news(self, status: str, progress: Progress) -> SubmissionNews:
+        """What those who follow the session are told."""
+        return SubmissionNews(self.session_id, self.client_id, status, progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,19 +236,20 @@ class SubmissionClaims:
         """The submission is being evaluated; ``False`` where it was before."""
         return bool(await self._db.run(_begin, {"submission_id": evaluation.submission_id}))
 
-    async def note_progress(self, evaluation: ClaimedEvaluation, progress: Progress, frame: str) -> None:
+    async def note_progress(self, evaluation: ClaimedEvaluation, progress: Progress) -> None:
         """Write down how far it is, and tell those who follow the session, in whatever process they are."""
+        news = evaluation.news("RUNNING", progress)
         values = {
             "submission_id": evaluation.submission_id,
             "progress": json.dumps(progress.to_json()),
             "channel": SUBMISSIONS,
-            "frame": frame,
+            "news": _json(news.to_json()),
         }
         await self._db.run(_note_progress, {**_key(evaluation), **values})
 
-    async def tell(self, frame: str) -> None:
-        """Tell those who follow the session with the commit."""
-        await self._db.run(_tell, {"channel": SUBMISSIONS, "frame": frame})
+    async def tell(self, news: SubmissionNews) -> None:
+        """Tell those who follow the session, with the commit."""
+        await self._db.run(_tell, {"channel": SUBMISSIONS, "news": _json(news.to_json())})
 
     async def end(self, evaluation: ClaimedEvaluation, result: Mapping[str, Any] | None, *, held: bool = False) -> None:
         """Write what came of it all; ``held``: it is not to be known yet.

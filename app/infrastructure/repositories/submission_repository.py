@@ -127,6 +127,16 @@ class SubmissionRepository:
         newest = select(func.max(ProblemVersion.version)).where(ProblemVersion.spec_id == spec_id)
         return (await self._db.execute(newest)).scalar_one()
 
+    async def languages_of(self, spec_id: int | None) -> list[str] | None:
+        """In which languages a session's problem may be solved; ``None`` where nothing is known of it."""
+        newest = (
+            select(ProblemVersion.content["languages"])
+            .where(ProblemVersion.spec_id == spec_id)
+            .order_by(ProblemVersion.version.desc())
+            .limit(1)
+        )
+        return (await self._db.execute(newest)).scalar_one_or_none()
+
     async def count_of_session(self, session_id: int) -> int:
         """How many submissions of the session count against what the exam allows; failed ones do not."""
         statement = select(func.count()).where(
