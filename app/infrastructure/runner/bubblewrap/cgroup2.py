@@ -119,6 +119,7 @@ class Version2:
 
 
 def parent_of(pid: int) -> int:
+    """The process a process comes from; 1 where it is gone."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, IndexError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.infrastructure.runner.bubblewrap.accounts import Account
 
-_NICE = 10
+_NICE = 6
 
 
 @dataclass(frozen=True, slots=True)
