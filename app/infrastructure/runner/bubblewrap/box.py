@@ -136,8 +136,7 @@ class _Running:
             return False
         self._open.add(self._child)
         self._first = child
-        if self._box.by_process:
-            limit_process(child, self._box.limits)
+        limit_process(self._box, child)
         self._account.start(self._pid, child)
         return True
 

@@ -87,7 +87,7 @@ def box_limits(
         "processes": limits.processes + (0 if compiling else language.more_processes),
         "files_mb": limits.files_mb,
         "stack_mb": 64 if compiling else min(language.stack_mb, limits.memory_mb),
-        "private_mb": memory_mb + memory_mb // 4 + 64,
+        "private_mb": memory_mb + memory_mb // 4 + 64 + language.reserved_mb,
     }
 
 

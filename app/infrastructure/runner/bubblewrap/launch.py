@@ -114,12 +114,24 @@ def _become(box: Box, account: Account, out: int, err: int, passed: Sequence[int
         limit = limit if allowed == resource.RLIM_INFINITY else min(limit, allowed)  # noqa: PLW2901
         resource.setrlimit(what, (limit, limit))
     if box.uid is not None:
+        if box.by_process:
+            _hold(os.getpid(), limits, beside=1)
         os.setgroups([])
         os.setresgid(box.uid, box.uid, box.uid)
         os.setresuid(box.uid, box.uid, box.uid)
 
 
-def limit_process(pid: int, limits: BoxLimits) -> None:
-    """Limits of a process that is there already, for where nothing holds them for all together."""
-    for what, limit in ((resource.RLIMIT_NPROC, limits.processes), (resource.RLIMIT_DATA, limits.private_mb << 20)):
+def limit_process(box: Box, pid: int) -> None:
+    """Set limits that hold for each process on a sandbox's first one, where nothing holds them for all together.
+
+    A user's own processes count for the number that user may have, so where the sandbox has no user of its own, the
+    number is limited only now, inside the sandbox's user namespace.
+    """
+    if box.by_process and box.uid is None:
+        _hold(pid, box.limits)
+
+
+def _hold(pid: int, limits: BoxLimits, *, beside: int = 0) -> None:
+    processes, private = limits.processes + beside, limits.private_mb << 20
+    for what, limit in ((resource.RLIMIT_NPROC, processes), (resource.RLIMIT_DATA, private)):
         resource.prlimit(pid, what, (limit, limit))

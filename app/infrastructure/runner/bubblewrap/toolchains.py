@@ -54,6 +54,7 @@ class Language:
         more_mb: MiB the language itself needs besides what a program is granted.
         more_processes: threads it starts by itself.
         stack_mb: of the first thread.
+        reserved_mb: MiB it asks the kernel for and does not use, such as stacks of threads.
         memory_marks: what it writes on standard error when a program's memory is used up.
     """
 
@@ -67,6 +68,7 @@ class Language:
     more_mb: int = 0
     more_processes: int = 0
     stack_mb: int = 8
+    reserved_mb: int = 0
     memory_marks: tuple[bytes, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -159,6 +161,7 @@ def _java() -> Language | None:
         makes="tree",
         more_mb=160,
         more_processes=32,
+        reserved_mb=1024,
         memory_marks=(b"OutOfMemoryError",),
     )  # fmt: skip
 
