@@ -6,6 +6,7 @@ import base64
 import difflib
 import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -207,6 +208,21 @@ class GuardSettings(_Section):
     ] = ()
 
 
+class RunnerSettings(_Section):
+    """What runs candidates' programs. ``auto`` is bubblewrap on this machine, where it works."""
+
+    backend: Literal["auto", "bubblewrap", "go-judge", "judge0", "none"] = "auto"
+    url: HttpUrl | None = Field(None, repr=False, description="where go-judge or Judge0 answers")
+    api_key: Key | None = None
+    concurrency: int = Field(
+        max(1, (os.cpu_count() or 1) - 1), ge=1, le=256, description="programs at once; all cores but one by default"
+    )
+    isolation: Literal["best", "cgroup2", "cgroup1", "rlimits"] = Field(
+        "best", description="how bubblewrap holds limits: the best way there is, or only this one"
+    )
+    cgroup: Path | None = Field(None, description="a cgroup (v2) that was made over to this service")
+
+
 class LimitSettings(_Section):
     """Sizes beyond which input is refused, and what one process takes on at most."""
 
@@ -247,6 +263,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     worker: WorkerSettings = WorkerSettings()
     guard: GuardSettings = GuardSettings()
+    runner: RunnerSettings = RunnerSettings()
     limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")
