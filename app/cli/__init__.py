@@ -8,7 +8,19 @@ from contextlib import suppress
 
 import typer
 
-from app.cli import callbacks, evaluate, fake_core, guard, review, rubric, running, sessions, submissions, usage
+from app.cli import (
+    callbacks,
+    evaluate,
+    fake_core,
+    guard,
+    problem,
+    review,
+    rubric,
+    running,
+    sessions,
+    submissions,
+    usage,
+)
 from app.cli.console import database_down, fail
 from app.cli.reconcile import reconcile
 from app.core.errors import StartupError
@@ -28,6 +40,7 @@ cli.add_typer(guard.cli, name="guard")
 usage.cli.command("reconcile")(reconcile)
 cli.add_typer(usage.cli, name="usage")
 cli.add_typer(rubric.cli, name="rubric")
+cli.add_typer(problem.cli, name="problem")
 cli.add_typer(evaluate.cli, name="evaluate")
 cli.add_typer(review.cli, name="review")
 

@@ -234,6 +234,7 @@ class LimitSettings(_Section):
 
     message_chars: int = Field(32_000, ge=1)
     frame_bytes: int = Field(4_194_304, ge=1024)
+    problem_bytes: int = Field(33_554_432, ge=1024, description="body of a `PUT /api/problems/{spec_id}`")
     connections: int = Field(10_000, ge=1, description="WebSockets one process serves; a further one is closed (4503)")
     code_chars: int = Field(65_536, ge=1, le=1_000_000, description="longest code of a submission, in characters")
     turns: int = Field(1_000, ge=1, description="turns one process runs; a further one is refused (`overloaded`)")
