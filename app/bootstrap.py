@@ -19,6 +19,10 @@ from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
 from app.application.services.evaluation_relay import Desk, EvaluationRelay
 from app.application.services.evaluation_service import EvaluationService
+from app.application.services.submission_relay import SubmissionRelay
+from app.application.services.submission_service import SubmissionService
+from app.application.submissions.followers import Followers
+from app.application.submissions.work import SubmissionDesk
 from app.application.turns.generation import Generations
 from app.application.turns.lease import Lease
 from app.application.turns.recovery import Recovery
@@ -38,7 +42,7 @@ from app.infrastructure.llm.judge_client import open_judge
 from app.infrastructure.llm.local_model import LocalModel
 from app.infrastructure.llm.models import OpenedModel, check_remote, history_budget, open_model
 from app.infrastructure.llm.tokens import TokenCounter
-from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, Bell
+from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, SUBMISSIONS, Bell
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate, schema_state, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, fault
@@ -187,11 +191,15 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
             on_settled=relay.wake,
         )
         lease = Lease(settings.lease_s, on_fenced=recovery.settle_orphans, on_lost=lambda _: None)
-        judging = EvaluationRelay(open_desk(stack, settings, counter, on_told=relay.wake), lambda: lease.token)
 
-        def on_rung(_: str) -> None:
+        def wake() -> None:
             relay.wake()
             judging.wake()
+            evaluating.wake()
+
+        desk = open_desk(stack, settings, counter, on_told=wake)
+        judging = EvaluationRelay(desk, lambda: lease.token)
+        evaluating = SubmissionRelay(await open_submission_desk(settings, desk), lambda: lease.token)
 
         await _take_lease(stack, lease, recovery)
         _run(
@@ -200,7 +208,8 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
             lambda: _sweep_forever(recovery),
             relay.run,
             judging.run,
-            lambda: bell.listen_forever({CALLBACKS: on_rung}),
+            evaluating.run,
+            lambda: bell.listen_forever({CALLBACKS: lambda _: wake()}),
         )
         yield relay
 
@@ -233,15 +242,20 @@ async def _start_service(
     held = settings.callbacks.url is None
     relay = CallbackRelay(settings.callbacks, lambda: lease.token)
     bell = Bell(database.dsn)
-    desk = open_desk(stack, settings, opened.counter, on_told=relay.wake, local=opened.local)
-    judging = EvaluationRelay(desk, lambda: lease.token)
-    judged_by = await default_basis(settings.judge.model)
 
-    def wake_both() -> None:
+    def wake() -> None:
         relay.wake()
         judging.wake()
+        evaluating.wake()
 
-    on_settled = wake_both if settings.worker.embedded else bell.ring
+    desk = open_desk(stack, settings, opened.counter, on_told=wake, local=opened.local)
+    judging = EvaluationRelay(desk, lambda: lease.token)
+    to_evaluate = await open_submission_desk(settings, desk)
+    evaluating = SubmissionRelay(to_evaluate, lambda: lease.token)
+    judged_by = to_evaluate.default
+    followers = Followers()
+
+    on_settled = wake if settings.worker.embedded else bell.ring
     model = Model(opened.client, opened.counter, opened.max_output_tokens, opened.history_tokens)
     guard = refusing(settings.guard.refuse)
     generations = Generations(build_graph(), model.client, guard)
@@ -259,8 +273,10 @@ async def _start_service(
         lambda: _sweep_forever(recovery, lambda: runner.find_lost(lease.token)),
         lambda: runner.flush_forever(settings.flush_interval_s, lambda: lease.token),
         state.run,
-        *((relay.run, judging.run) if settings.worker.embedded else (bell.send_forever,)),
-        lambda: bell.listen_forever({CANCELS: lambda turn_pk: runner.cancel_by_pk({int(turn_pk)})}),
+        *((relay.run, judging.run, evaluating.run) if settings.worker.embedded else (bell.send_forever,)),
+        lambda: bell.listen_forever(
+            {CANCELS: lambda turn_pk: runner.cancel_by_pk({int(turn_pk)}), SUBMISSIONS: followers.tell}
+        ),
     )
     stack.callback(generations.close)
     generations.fill()
@@ -269,7 +285,10 @@ async def _start_service(
     _tune_garbage_collector()
     service = EvalService(runner, generations, state, tails, lambda: lease.token)
     evaluations = EvaluationService(judged_by, held=held)
-    return Resources(settings, database, opened, runner, relay, service, evaluations, on_settled)
+    submissions = SubmissionService(settings.limits.code_chars, held=held, tells_stages=to_evaluate.tells_stages)
+    return Resources(
+        settings, database, opened, runner, relay, service, evaluations, submissions, followers, on_settled
+    )
 
 
 def open_desk(
@@ -294,6 +313,21 @@ def open_desk(
         Trials(settings.judge.trials),
         held=settings.callbacks.url is None,
         on_told=on_told,
+    )
+
+
+async def open_submission_desk(settings: Settings, desk: Desk) -> SubmissionDesk:
+    """What submissions are evaluated with: the judges that judge prompts, and what runs and analyses code."""
+    return SubmissionDesk(
+        judges=desk.judges,
+        counter=desk.counter,
+        trials=desk.trials,
+        runner=None,
+        default=await default_basis(settings.judge.model),
+        concurrency=settings.submissions.concurrency,
+        held=desk.held,
+        tells_stages=settings.callbacks.profile == "vibecode",
+        on_told=desk.on_told,
     )
 
 

@@ -14,7 +14,18 @@ from app.core.settings import Settings
 from app.presentation.api import problems, webhooks
 from app.presentation.api.auth import Gate
 from app.presentation.api.limits import BodyLimit
-from app.presentation.api.routes import callbacks, chat, evaluations, events, exams, health, pages, sessions, vibecode
+from app.presentation.api.routes import (
+    callbacks,
+    chat,
+    evaluations,
+    events,
+    exams,
+    health,
+    pages,
+    sessions,
+    submissions,
+    vibecode,
+)
 
 
 def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
@@ -39,7 +50,7 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.limits.frame_bytes)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(problems.LastResort)  # added last, it stands first
-    for routes in (chat, events, sessions, evaluations, exams, callbacks, health, pages):
+    for routes in (chat, events, sessions, submissions, evaluations, exams, callbacks, health, pages):
         app.include_router(routes.router)
     if settings.callbacks.profile == "vibecode":
         app.include_router(vibecode.router)

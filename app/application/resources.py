@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
 from app.application.services.evaluation_service import EvaluationService
+from app.application.services.submission_service import SubmissionService
+from app.application.submissions.followers import Followers
 from app.application.turns.runner import TurnRunner
 from app.core.settings import Settings
 from app.infrastructure.llm.models import OpenedModel
@@ -19,7 +21,7 @@ class Resources:
     """Everything that is open in this process and that requests need.
 
     ``wake_delivery`` tells whoever does the background jobs, here or in another process, that there is something to
-    send or to judge.
+    send, to judge or to evaluate. ``followers`` are the connections that are told how far submissions are.
     """
 
     settings: Settings
@@ -29,4 +31,6 @@ class Resources:
     relay: CallbackRelay
     service: EvalService
     evaluations: EvaluationService
+    submissions: SubmissionService
+    followers: Followers
     wake_delivery: Callable[[], None]

@@ -18,6 +18,11 @@ def new_turn_id() -> str:
     return f"turn_{secrets.token_hex(12)}"
 
 
+def new_submission_id() -> str:
+    """A submission's id for callers that bring none."""
+    return f"sub_{secrets.token_hex(12)}"
+
+
 def process_name() -> str:
     """This process as an operator recognises it: ``host:pid``."""
     return f"{socket.gethostname()}:{os.getpid()}"

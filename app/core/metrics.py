@@ -44,6 +44,21 @@ JUDGE_LATENCY = Histogram(
 JUDGEMENTS = Counter("turnstone_judgements_total", "Judgements made, by what came of them", ["status"])
 JUDGEMENTS_WAITING = Gauge("turnstone_judgements_waiting", "Judgements to be made (all processes)")
 JUDGEMENT_AGE = Gauge("turnstone_judgement_age_seconds", "Age of the oldest judgement to be made")
+SUBMISSIONS = Counter("turnstone_submissions_total", "Evaluations of submissions ended, by outcome", ["outcome"])
+SUBMISSION_STEPS = Counter(
+    "turnstone_submission_steps_total", "Steps of evaluations done, by node and status", ["node", "status"]
+)
+SUBMISSION_STEP_TIME = Histogram(
+    "turnstone_submission_step_seconds",
+    "One step of an evaluation that was done",
+    ["node"],
+    buckets=(0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600),
+)
+SUBMISSIONS_WAITING = Gauge("turnstone_submissions_waiting", "Evaluations of submissions to be made (all processes)")
+SUBMISSION_AGE = Gauge("turnstone_submission_age_seconds", "Age of the oldest evaluation to be made")
+SUBMISSIONS_HELD = Gauge(
+    "turnstone_submissions_held", "Evaluations that wait for a person to release their scores (all processes)"
+)
 POOL_IN_USE = Gauge("turnstone_database_connections_in_use", "Connections taken from this process's pool")
 POOL_SIZE = Gauge("turnstone_database_connections_max", "Size of this process's pool")
 LEASE_LOST = Counter("turnstone_leases_lost_total", "Times this process was fenced by another one")

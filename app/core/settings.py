@@ -194,6 +194,12 @@ class WorkerSettings(_Section):
     embedded: bool = True
 
 
+class SubmissionSettings(_Section):
+    """The evaluation of submissions, wherever the background jobs run."""
+
+    concurrency: int = Field(4, ge=1, le=64, description="submissions one process evaluates at once")
+
+
 class GuardSettings(_Section):
     """What the guard does about messages it has labelled, in exams that do not say; by default it only flags."""
 
@@ -213,6 +219,7 @@ class LimitSettings(_Section):
     message_chars: int = Field(32_000, ge=1)
     frame_bytes: int = Field(4_194_304, ge=1024)
     connections: int = Field(10_000, ge=1, description="WebSockets one process serves; a further one is closed (4503)")
+    code_chars: int = Field(65_536, ge=1, le=1_000_000, description="longest code of a submission, in characters")
     turns: int = Field(1_000, ge=1, description="turns one process runs; a further one is refused (`overloaded`)")
 
 
@@ -245,6 +252,7 @@ class Settings(BaseSettings):
     callbacks: CallbackSettings = CallbackSettings()
     auth: AuthSettings = AuthSettings()
     worker: WorkerSettings = WorkerSettings()
+    submissions: SubmissionSettings = SubmissionSettings()
     guard: GuardSettings = GuardSettings()
     limits: LimitSettings = LimitSettings()
 

@@ -14,6 +14,7 @@ Language = Literal["en", "ko"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 DEFAULT_LANGUAGE: Language = "en"
 MOST_SAMPLES = 9
+MOST_SUBMISSIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class ExamSettings:
         score_policy: hash of a score policy.
         samples: independent judgements of each prompt, 1 to 9; ``None``: as the score policy has it.
         judge_model: the model that judges; ``None``: the service's.
+        submissions: how many each session may hand in, 1 to 100.
+        hold_scores: a person looks at a submission's scores before anybody is told of them.
     """
 
     problem_text: str
@@ -62,6 +65,8 @@ class ExamSettings:
     guard: GuardRules | None = None
     samples: int | None = None
     judge_model: str | None = None
+    submissions: int = 1
+    hold_scores: bool = False
 
     @classmethod
     def default(cls, problem_text: str = "", language: Language = DEFAULT_LANGUAGE) -> ExamSettings:
@@ -92,6 +97,8 @@ class ExamSettings:
             guard=None if guard is None else GuardRules.from_json(guard),
             samples=stored["samples"],
             judge_model=stored["judge_model"],
+            submissions=stored.get("submissions", 1),
+            hold_scores=stored.get("hold_scores", False),
         )
 
     def terms(self, version: int | None) -> ExamTerms:

@@ -11,7 +11,7 @@ from app.domain.scoring import Score, Unscored, Verdict
 from app.infrastructure.persistence.models import ReviewReasonEnum, ScoreOverride
 from app.infrastructure.repositories.evaluation_runs import KeptScore, Reading
 
-_ATTACKS = {"PROMPT_EXFILTRATION", "JUDGE_MANIPULATION", "JAILBREAK", "UNSAFE"}
+ATTACKS = {"PROMPT_EXFILTRATION", "JUDGE_MANIPULATION", "JAILBREAK", "UNSAFE"}
 """Labels of the guard that ask for a person's eyes; the others are no attack."""
 
 
@@ -101,7 +101,7 @@ def review_reasons(subject: Subject, judgement: TurnJudgement) -> dict[ReviewRea
         found[ReviewReasonEnum.REFUSED] = {"labels": list(subject.labels)}
     elif isinstance(verdict, Unscored):
         found[ReviewReasonEnum.UNSCORED] = {"reason": verdict.reason}
-    if attacks := sorted(_ATTACKS.intersection(subject.labels)):
+    if attacks := sorted(ATTACKS.intersection(subject.labels)):
         found[ReviewReasonEnum.ATTACK_FLAGGED] = {"labels": attacks}
     if judgement.is_suspicious:
         spans = [list(span) for span in judgement.withheld]

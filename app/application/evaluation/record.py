@@ -16,6 +16,7 @@ from app.infrastructure.repositories.evaluation_repository import EvaluationRepo
 from app.infrastructure.repositories.evaluation_runs import ClaimedRun, EvaluationRuns, KeptScore, Reading
 from app.infrastructure.repositories.review_repository import ReviewRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.submission_repository import SubmissionRepository
 
 
 class RunNotOursError(Exception):
@@ -64,6 +65,7 @@ async def end_run(
                 )
             if ended.published:
                 await tell(db, callbacks, ended, ended.revision)
+        await SubmissionRepository(db).hasten(run.session_id)
         for reason, facts in reviews.items():
             await ReviewRepository(db).open(run.session_id, run.turn, run.id, reason, facts)
     metrics.JUDGEMENTS.labels(result["status"]).inc()

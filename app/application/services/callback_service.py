@@ -148,6 +148,10 @@ class CallbackService:
             },
         )
 
+    async def send_submission_status(self, session_id: int, submission_id: str | int, status: str) -> None:
+        """How far a submission is: ``queued``, ``running`` or ``failed``; for profiles that have a place for it."""
+        await self._record(session_id, "submission_status", {"submission_id": submission_id, "status": status})
+
     async def send_error(
         self, session_id: int, error_type: str, error_message: str, metadata: dict[str, Any] | None = None
     ) -> None:

@@ -3,7 +3,8 @@
 A notification is a hint and nothing more. What it tells of is in the tables: a relay finds new callbacks within a
 second anyway, and whoever runs a turn finds with its next flush that somebody wants it stopped. So callbacks are told
 of after the commit on a connection of its own, once for all commits of the moment: inside the turn's transaction it
-would make commits wait for each other. A cancel is rare, and told of with its commit.
+would make commits wait for each other. A cancel, and a step of a submission's evaluation, are rare, and told of with
+their commit.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ log = structlog.get_logger()
 CALLBACKS: Final = "turnstone_callbacks"
 CANCELS: Final = "turnstone_cancels"
 """The payload is the turn's key."""
+SUBMISSIONS: Final = "turnstone_submissions"
+"""The payload is a `submission` frame: how far one is. Where it gets lost, the submission's row says the same."""
 _RECONNECT_S = 1.0
 
 

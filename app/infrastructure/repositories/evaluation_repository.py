@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import and_, func, insert, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased
 
 from app.domain.conversation import FinishReason
@@ -117,6 +118,21 @@ class EvaluationRepository:
         }
         return (await self._db.scalars(insert(EvaluationRun).returning(EvaluationRun), [values])).one()
 
+    async def add_first_run(self, session_id: int, turn: int, judged_by: RunBasis) -> bool:
+        """Record the run that a turn's end would have; ``False`` where the turn has one."""
+        values = {
+            "session_id": session_id,
+            "turn": turn,
+            "revision": 1,
+            "status": RunStatusEnum.WAITING,
+            "rubric_hash": judged_by.rubric,
+            "prompt_hash": judged_by.prompt,
+            "policy_hash": judged_by.policy,
+            "settings": judged_by.settings,
+        }
+        statement = pg_insert(EvaluationRun).values(**values).on_conflict_do_nothing().returning(EvaluationRun.id)
+        return (await self._db.scalars(statement)).first() is not None
+
     async def told_run(self, session_id: int, turn: int) -> EvaluationRun | None:
         """The run that counts for a turn: of those that have ended and are known, the one with the highest revision."""
         statement = (
@@ -154,6 +170,30 @@ class EvaluationRepository:
             "details": details,
         }
         await self._db.execute(insert(PromptEvaluation), [values])
+
+    async def add_holistic(self, run_id: int, session_id: int, details: dict[str, Any]) -> None:
+        """Store the judgement of a whole session where the contract has it."""
+        values = {
+            "run_id": run_id,
+            "session_id": session_id,
+            "turn": None,
+            "evaluation_type": EvaluationTypeEnum.HOLISTIC_FLOW,
+            "details": details,
+        }
+        await self._db.execute(insert(PromptEvaluation), [values])
+
+    async def judgeable_until(self, session_id: int, last_turn: int) -> list[int]:
+        """Numbers of a session's turns whose prompts are judged, up to and with ``last_turn``."""
+        statement = (
+            select(PromptTurn.turn)
+            .where(
+                PromptTurn.session_id == session_id,
+                PromptTurn.turn <= last_turn,
+                PromptTurn.finish_reason.in_(JUDGED_ENDINGS),
+            )
+            .order_by(PromptTurn.turn)
+        )
+        return list(await self._db.scalars(statement))
 
     async def judgeable_turns(
         self, exam_id: int | None, session_id: int | None, *, after: tuple[int, int] = (0, 0), limit: int = 200

@@ -106,10 +106,10 @@ _end = """
     RETURNING id
     """
 _keep_scores = """
-    INSERT INTO criterion_scores (run_id, sample, criterion, score, quote, quote_start, quote_end, reason)
+    INSERT INTO criterion_scores (run_id, sample, criterion, score, quote, quote_start, quote_end, reason, turn)
     SELECT %(run_id)s, mark.* FROM unnest(
         %(samples)s::int[], %(criteria)s::text[], %(scores)s::int[], %(quotes)s::text[],
-        %(starts)s::int[], %(ends)s::int[], %(reasons)s::text[]
+        %(starts)s::int[], %(ends)s::int[], %(reasons)s::text[], %(turns)s::int[]
     ) AS mark
     """
 # The ledger's rows of a run: each call that was not taken from an earlier one, and that used anything.
@@ -127,11 +127,14 @@ _to_ledger = """
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """A judgement that is ours to make for now, under the id of ``worker``; ``age_s`` is since it was asked for."""
+    """A judgement that is ours to make for now, under the id of ``worker``; ``age_s`` is since it was asked for.
+
+    ``turn`` is ``None`` where it judges a submission.
+    """
 
     id: int
     session_id: int
-    turn: int
+    turn: int | None
     tries: int
     created_at: datetime
     age_s: float
@@ -175,7 +178,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class KeptScore:
-    """One criterion's mark by one sample, with its evidence; see `CriterionScore`."""
+    """One criterion's mark by one sample, with its evidence; see `CriterionScore`.
+
+    ``turn`` is where the quote stands, where the whole session was judged.
+    """
 
     sample: int
     criterion: str
@@ -184,6 +190,7 @@ class KeptScore:
     start: int
     end: int
     reason: str
+    turn: int | None = None
 
 
 class EvaluationRuns:
@@ -273,6 +280,7 @@ class EvaluationRuns:
                     "starts": [score.start for score in scores],
                     "ends": [score.end for score in scores],
                     "reasons": [score.reason for score in scores],
+                    "turns": [score.turn for score in scores],
                 },
             )
         return True

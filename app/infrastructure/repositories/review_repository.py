@@ -20,20 +20,25 @@ class ReviewRepository:
     async def open(
         self,
         session_id: int,
-        turn: int,
+        turn: int | None,
         run_id: int | None,
         reason: ReviewReasonEnum,
         details: dict[str, Any],
         *,
+        evaluation_id: int | None = None,
         asked_by: str | None = None,
     ) -> int | None:
-        """Ask people to look at a turn; ``None`` where the run has such an item already."""
-        statement = (
-            pg_insert(ReviewItem)
-            .values(session_id=session_id, turn=turn, run_id=run_id, reason=reason, details=details, asked_by=asked_by)
-            .on_conflict_do_nothing()
-            .returning(ReviewItem.id)
-        )
+        """Ask people to look at a turn, or at a submission's evaluation; ``None`` where it has such an item already."""
+        values = {
+            "session_id": session_id,
+            "turn": turn,
+            "run_id": run_id,
+            "evaluation_id": evaluation_id,
+            "reason": reason,
+            "details": details,
+            "asked_by": asked_by,
+        }
+        statement = pg_insert(ReviewItem).values(**values).on_conflict_do_nothing().returning(ReviewItem.id)
         return (await self._db.scalars(statement)).first()
 
     async def get(self, item_id: int) -> tuple[ReviewItem, int] | None:

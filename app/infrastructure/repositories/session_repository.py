@@ -288,6 +288,15 @@ class SessionRepository:
         )
         return (await self._db.scalars(statement)).all()
 
+    async def messages_until(self, session_id: int, last_turn: int) -> Sequence[PromptMessage]:
+        """Every message up to and with a turn, in the order of the conversation."""
+        statement = (
+            select(PromptMessage)
+            .where(PromptMessage.session_id == session_id, PromptMessage.turn <= last_turn)
+            .order_by(PromptMessage.id)
+        )
+        return (await self._db.scalars(statement)).all()
+
     async def history(self, session_id: int, *, before_turn: int, token_budget: int) -> list[HistoryMessage]:
         """The newest messages of answered turns that together fit the budget, and one beyond: newest turn first.
 

@@ -16,10 +16,12 @@ from typing import Any, Protocol
 import structlog
 from starlette.websockets import WebSocketDisconnect
 
+from app.application.submissions.followers import Followers
 from app.application.turns.exchange import AttachedTurn
 from app.core import metrics
+from app.domain.submission import SubmissionId, SubmissionNews
 from app.domain.turn_log import Ending, TurnLog
-from app.presentation.schemas.frames import TurnFrames
+from app.presentation.schemas.frames import TurnFrames, submission_frame
 
 log = structlog.get_logger()
 
@@ -27,6 +29,9 @@ Send = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
 
 _MOST_WAITING = 32
 """Answers that may wait for a client before nothing more is read from it."""
+_STATUS_ORDER = ("QUEUED", "RUNNING", "FAILED", "DONE")
+_MOST_FOLLOWED = 256
+"""Sessions whose submissions one connection is told of."""
 
 
 class Source(Protocol):
@@ -198,3 +203,48 @@ class SocketReader:
         self.stop()
         self._on_end(ending)
         return self._frames.ending(ending)
+
+
+class SubmissionReader:
+    """Tells one client how far the submissions of its sessions are: of each the newest, whenever there is room."""
+
+    def __init__(self, followers: Followers, outbox: Outbox) -> None:
+        self._followers = followers
+        self._outbox = outbox
+        self._sessions: dict[int, None] = {}
+        self._waiting: dict[SubmissionId, SubmissionNews] = {}
+        self._furthest: dict[SubmissionId, tuple[int, int, int]] = {}
+
+    def follow(self, session_id: int) -> None:
+        """Tell of this session too. A client of very many is told of those that it has named last."""
+        if session_id in self._sessions:
+            return
+        if len(self._sessions) >= _MOST_FOLLOWED:
+            oldest = next(iter(self._sessions))
+            del self._sessions[oldest]
+            self._followers.leave(oldest, self.tell)
+        self._sessions[session_id] = None
+        self._followers.follow(session_id, self.tell)
+
+    def tell(self, news: SubmissionNews) -> None:
+        """Send what is new, in the place of what waits of the same submission. It never goes back for a reader."""
+        progress = news.progress
+        place = (_STATUS_ORDER.index(news.status), progress.percent, progress.cases_done)
+        if place < self._furthest.get(news.submission_id, place):
+            return
+        self._furthest[news.submission_id] = place
+        self._waiting[news.submission_id] = news
+        self._outbox.offer(self)
+
+    def stop(self) -> None:
+        """Tell nothing any more."""
+        for session_id in self._sessions:
+            self._followers.leave(session_id, self.tell)
+        self._sessions.clear()
+        self._waiting.clear()
+
+    def next_frame(self) -> str | None:
+        """See `Source.next_frame`."""
+        if not self._waiting:
+            return None
+        return submission_frame(self._waiting.pop(next(iter(self._waiting))))

@@ -121,6 +121,7 @@ class ErrorMetadata(BaseModel):
     turn: Turn | SkipJsonSchema[None] = _absent("1, 2, 3 … in its session")
     turn_id: TurnId | SkipJsonSchema[None] = _absent("as the client chose it, with its JSON type")
     retryable: bool | SkipJsonSchema[None] = _absent("whether the same message may be sent again")
+    submission_id: str | int | SkipJsonSchema[None] = _absent("of a submission that could not be evaluated")
 
 
 class ErrorCallback(_Event):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from app.domain.exam_settings import DEFAULT_LANGUAGE, MOST_SAMPLES, ExamSettings, Language
+from app.domain.exam_settings import DEFAULT_LANGUAGE, MOST_SAMPLES, MOST_SUBMISSIONS, ExamSettings, Language
 from app.domain.guard_policy import GuardAction, GuardRules
 from app.domain.guarding import GuardLabel
 from app.infrastructure.persistence.models import Exam, ExamVersion
@@ -57,6 +57,12 @@ class ExamRequest(_Body):
         None, description="independent judgements of each prompt; null: as the score policy has it"
     )
     judge_model: Name | None = Field(None, description="the model that judges; null: the service's")
+    submissions: Annotated[int, Field(ge=1, le=MOST_SUBMISSIONS, strict=True)] = Field(
+        1, description="how many each session may hand in"
+    )
+    hold_scores: bool = Field(
+        False, strict=True, description="a person looks at a submission's scores before anybody is told of them"
+    )
 
 
 class _ExamSettingsBody(BaseModel):
@@ -72,6 +78,8 @@ class _ExamSettingsBody(BaseModel):
     score_policy: str
     samples: int | None
     judge_model: str | None
+    submissions: int
+    hold_scores: bool
 
 
 class ExamBody(_ExamSettingsBody):

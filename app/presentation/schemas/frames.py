@@ -10,6 +10,7 @@ import msgspec
 from app.application.turns.exchange import ChatCommand, Started
 from app.core.errors import ErrorCode, TurnstoneError
 from app.domain.conversation import TurnId
+from app.domain.submission import SubmissionNews
 from app.domain.turn_log import Cancelled, Done, Ending, Piece
 
 _BIGGEST_ID = 2**63 - 1
@@ -45,6 +46,12 @@ class ResumeFrame(msgspec.Struct):
     after_seq: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
 
 
+class FollowFrame(msgspec.Struct):
+    """Be told how far the session's submissions are."""
+
+    session_id: str | PositiveId
+
+
 class PingFrame(msgspec.Struct):
     """Asks for a pong."""
 
@@ -55,12 +62,13 @@ class AuthFrame(msgspec.Struct):
     token: str
 
 
-ClientFrame = MessageFrame | CancelFrame | ResumeFrame | PingFrame | AuthFrame
+ClientFrame = MessageFrame | CancelFrame | ResumeFrame | FollowFrame | PingFrame | AuthFrame
 
 _TYPES: dict[str, type[ClientFrame]] = {
     "message": MessageFrame,
     "cancel": CancelFrame,
     "resume": ResumeFrame,
+    "follow": FollowFrame,
     "ping": PingFrame,
     "auth": AuthFrame,
 }
@@ -98,7 +106,7 @@ def parse(data: str | None) -> ClientFrame:
     name = fields.get("type", "message")
     struct = _TYPES.get(name) if isinstance(name, str) else None
     if struct is None:
-        raise invalid("The frame's type is unknown; it is message, cancel, resume or ping.", turn_id)
+        raise invalid("The frame's type is unknown; it is message, cancel, resume, follow or ping.", turn_id)
     try:
         return msgspec.convert(fields, struct)
     except msgspec.ValidationError as error:
@@ -204,6 +212,11 @@ def started_frame(started: Started) -> str:
             "turn": started.turn,
         }
     )
+
+
+def submission_frame(news: SubmissionNews) -> str:
+    """How far a submission is."""
+    return _json({"type": "submission", **news.to_json()})
 
 
 def error_frame(error: TurnstoneError, turn_id: TurnId | None) -> str:

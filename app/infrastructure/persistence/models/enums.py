@@ -53,6 +53,8 @@ class ReviewReasonEnum(StrEnum):
     APPEAL = "appeal"
     COMPONENT_MISSING = "component_missing"
     HELD_FOR_REVIEW = "held_for_review"
+    EVIDENCE_MISSING = "evidence_missing"
+    UNLIKE_CONVERSATION = "unlike_conversation"
 
 
 class SubmissionStatusEnum(StrEnum):

@@ -51,6 +51,11 @@ class Submission(Base):
     created_at: Mapped[Moment]
     ended_at: Mapped[MaybeMoment]
 
+    @property
+    def told_id(self) -> str | int:
+        """Its id as Core wrote it."""
+        return int(self.client_id) if self.client_id_is_int else self.client_id
+
 
 class SubmissionEvaluation(Base):
     """One evaluation of a submission: a job while it is to be done, and a record for ever after.

@@ -14,7 +14,6 @@ from fastapi.responses import JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
 from app.application.resources import Resources
-from app.application.services.eval_service import EvalService
 from app.application.turns.exchange import AttachedTurn, Started
 from app.core import metrics
 from app.core.errors import ErrorCode, TurnstoneError
@@ -24,13 +23,14 @@ from app.domain.turn_log import Ending
 from app.infrastructure.repositories.state_repository import TurnKey
 from app.presentation.api.auth import SUBPROTOCOL, check_origin, check_token, token_of
 from app.presentation.api.problems import PROBLEMS
-from app.presentation.api.socket import Outbox, SocketReader
+from app.presentation.api.socket import Outbox, SocketReader, SubmissionReader
 from app.presentation.schemas.bodies import BegunTurn, ChatAnswer, ChatRequest
 from app.presentation.schemas.frames import (
     PONG,
     AuthFrame,
     BadFrameError,
     CancelFrame,
+    FollowFrame,
     MessageFrame,
     PingFrame,
     ResumeFrame,
@@ -103,7 +103,7 @@ async def chat(websocket: WebSocket) -> None:
             return
         with places.take():
             if await _let_in(websocket, settings):
-                await Conversation(websocket, websocket.app.state.resources.service, settings).run()
+                await Conversation(websocket, websocket.app.state.resources).run()
     except WebSocketDisconnect:
         return
 
@@ -169,11 +169,13 @@ class _Turn:
 class Conversation:
     """One connection: its frames, and the turns it reads."""
 
-    def __init__(self, websocket: WebSocket, service: EvalService, settings: Settings) -> None:
+    def __init__(self, websocket: WebSocket, resources: Resources) -> None:
         self._websocket = websocket
-        self._service = service
-        self._message_limit = settings.limits.message_chars
+        self._service = resources.service
+        self._submissions = resources.submissions
+        self._message_limit = resources.settings.limits.message_chars
         self._outbox = Outbox(websocket.send)
+        self._news = SubmissionReader(resources.followers, self._outbox)
         self._turns: dict[TurnKey, _Turn] = {}
 
     async def run(self) -> None:
@@ -186,6 +188,7 @@ class Conversation:
                 await self._handle(message.get("text"))
                 await self._outbox.room()
         finally:
+            self._news.stop()
             for turn in self._turns.values():
                 if turn.reader is not None:
                     turn.reader.stop()
@@ -202,6 +205,8 @@ class Conversation:
                 await self._cancel(frame)
             elif isinstance(frame, ResumeFrame):
                 await self._resume(frame)
+            elif isinstance(frame, FollowFrame):
+                await self._follow(frame)
             elif isinstance(frame, PingFrame):
                 self._outbox.say(PONG)
         except BadFrameError as bad:
@@ -227,6 +232,14 @@ class Conversation:
         self._outbox.say(started_frame(attached.started))
         self._read(attached)
 
+    async def _follow(self, frame: FollowFrame) -> None:
+        """From now on it is told how far submissions are; and at once, how far the newest is."""
+        session_id = session_id_of(frame.session_id)
+        self._news.follow(session_id)
+        news = await self._submissions.news(session_id)
+        if news is not None:
+            self._news.tell(news)
+
     async def _resume(self, frame: ResumeFrame) -> None:
         check_turn_id(frame.turn_id)
         attached = await self._service.resume(session_id_of(frame.session_id), frame.turn_id)
@@ -241,6 +254,7 @@ class Conversation:
             self._outbox.say(TurnFrames(Started(key.session_id, known.number, frame.turn_id)).ending(known.ending))
             return
         attached = await self._service.cancel(key.session_id, frame.turn_id)
+        self._news.follow(key.session_id)
         turn = self._turn(attached)
         if turn.reader is None:
             turn.reader = SocketReader.of_ending(attached, self._outbox, on_end=turn.end)
@@ -258,6 +272,7 @@ class Conversation:
 
     def _read(self, attached: AttachedTurn, *, after_seq: int = 0) -> None:
         """Show a turn from ``after_seq`` on, in place of an earlier reading of it on this connection."""
+        self._news.follow(attached.started.session_id)
         turn = self._turn(attached)
         if turn.reader is not None:
             turn.reader.stop()

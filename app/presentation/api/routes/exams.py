@@ -66,6 +66,8 @@ async def _settings(db: Transaction, body: ExamRequest) -> ExamSettings:
         guard=None if body.guard is None else body.guard.rules(),
         samples=body.samples,
         judge_model=body.judge_model,
+        submissions=body.submissions,
+        hold_scores=body.hold_scores,
     )
 
 

@@ -19,6 +19,7 @@ from app.infrastructure.persistence.migrate import state_from
 from app.infrastructure.persistence.session import DATABASE_DOWN, get_db_context
 from app.infrastructure.repositories.callback_repository import CallbackRepository
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository
+from app.infrastructure.repositories.submission_repository import SubmissionRepository
 from app.presentation.api.problems import problem
 from app.presentation.schemas.bodies import Problem
 
@@ -93,11 +94,15 @@ async def show_metrics(request: Request) -> PlainTextResponse:
         async with get_db_context() as db:
             count, age, failed = await CallbackRepository(db).waiting()
             to_judge, judgement_age = await EvaluationRepository(db).waiting()
+            submissions = await SubmissionRepository(db).counts()
         metrics.CALLBACKS_WAITING.set(count)
         metrics.CALLBACK_AGE.set(age)
         metrics.CALLBACKS_FAILED.set(failed)
         metrics.JUDGEMENTS_WAITING.set(to_judge)
         metrics.JUDGEMENT_AGE.set(judgement_age)
+        metrics.SUBMISSIONS_WAITING.set(submissions.waiting)
+        metrics.SUBMISSION_AGE.set(submissions.oldest_s)
+        metrics.SUBMISSIONS_HELD.set(submissions.held)
     except DATABASE_DOWN:
         pass  # the last known figures stay; readyz tells of the outage
     return PlainTextResponse(generate_latest(), media_type=CONTENT_TYPE_LATEST)

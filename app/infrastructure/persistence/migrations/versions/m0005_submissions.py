@@ -11,6 +11,7 @@ down_revision = "0004"
 
 _CAUSES = "'turn', 'rerun', 'appeal'"
 _REASONS = "'samples_differ', 'attack_flagged', 'refused', 'near_grade_edge', 'unscored', 'appeal'"
+_REASONS_OF_SUBMISSIONS = "'component_missing', 'held_for_review', 'evidence_missing', 'unlike_conversation'"
 
 
 def upgrade() -> None:
@@ -227,7 +228,7 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("ck_review_items_reason"),
         "review_items",
-        f"reason IN ({_REASONS}, 'component_missing', 'held_for_review')",
+        f"reason IN ({_REASONS}, {_REASONS_OF_SUBMISSIONS})",
     )
     op.create_check_constraint(
         op.f("ck_score_overrides_component_of_a_submission"),
@@ -244,7 +245,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     # What only these tables can hold goes; the rest is as it was.
     op.execute("DELETE FROM score_overrides WHERE turn IS NULL")
-    op.execute("DELETE FROM review_items WHERE turn IS NULL OR reason IN ('component_missing', 'held_for_review')")
+    op.execute("DELETE FROM review_items WHERE evaluation_id IS NOT NULL OR turn IS NULL")
     op.execute("DELETE FROM evaluation_runs WHERE turn IS NULL")
     op.drop_constraint(op.f("ck_score_overrides_of_a_turn_or_a_submission"), "score_overrides", type_="check")
     op.drop_constraint(op.f("ck_score_overrides_component_of_a_submission"), "score_overrides", type_="check")

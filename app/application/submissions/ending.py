@@ -1,0 +1,149 @@
+"""Aggregate and tell: the result, and the one transaction in which all of it becomes true, or waits for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.application.evaluation.judging import when_database_is_there
+from app.application.services.callback_service import CallbackService
+from app.application.submissions.result import result_of
+from app.application.submissions.work import Made, SubmissionDesk, Work
+from app.core import metrics
+from app.core.errors import ErrorCode
+from app.domain.langgraph.submission_state import Outcomes
+from app.domain.scoring import ScorePolicy
+from app.domain.submission import DONE, FAILED, HELD, Node, Outcome, Progress
+from app.infrastructure.persistence.models import ReviewReasonEnum
+from app.infrastructure.persistence.session import Transaction, get_db_context
+from app.infrastructure.repositories.document_repository import DocumentRepository
+from app.infrastructure.repositories.evaluation_repository import EvaluationRepository
+from app.infrastructure.repositories.review_repository import ReviewRepository
+from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.submission_claims import ClaimedEvaluation, SubmissionClaims
+
+_SCORES = ("status", "prompt_score", "correctness_score", "performance_score", "total_score", "grade")
+
+
+async def aggregate(_work: Work, came: Outcomes) -> Made:
+    """The scores, by the pinned policy and what has come of the nodes; nothing else goes in."""
+    async with get_db_context() as db:
+        content = await DocumentRepository(db).content("policy", came[Node.FREEZE].value["policy"])
+    return Made(Outcome("ok", result_of(came, ScorePolicy.parse(content))))
+
+
+async def tell(work: Work, came: Outcomes) -> Made:
+    """End the evaluation: scores, review items, the session's end and Core's events together; or hold it.
+
+    Raises:
+        EvaluationNotOursError: somebody else has it; nothing was written.
+    """
+    held = came[Node.HOLD].value["held"] and "released_by" not in work.evaluation.basis
+
+    async def end() -> None:
+        async with get_db_context() as db:
+            await SessionRepository(db).lock_session(work.evaluation.session_id)
+            await (_hold if held else _tell)(db, work, came)
+
+    await when_database_is_there(end)
+    result = came[Node.AGGREGATE].value["final_scores"]
+    metrics.SUBMISSIONS.labels("held" if held else result["status"].lower()).inc()
+    work.desk.on_told()
+    return Made(Outcome("ok", {"held": held}))
+
+
+async def _tell(db: Transaction, work: Work, came: Outcomes) -> None:
+    evaluation, result = work.evaluation, came[Node.AGGREGATE].value
+    claims = SubmissionClaims(db)
+    await claims.end(evaluation, result)
+    await claims.keep_scores(evaluation, result["final_scores"])
+    await _open_reviews(db, evaluation, came)
+    await _keep_holistic(db, evaluation, came)
+    await SessionRepository(db).end_session(evaluation.session_id)
+    await CallbackService(db, held=work.desk.held).send_final_scores(
+        evaluation.session_id,
+        evaluation.exam_id,
+        evaluation.participant_id,
+        evaluation.client_id,
+        result["final_scores"],
+        result["turn_scores"],
+        revision=evaluation.revision,
+    )
+    if await claims.end_submission(evaluation, "DONE", DONE):
+        await claims.tell(evaluation.news("DONE", DONE))
+
+
+async def _hold(db: Transaction, work: Work, came: Outcomes) -> None:
+    """The scores are there, and nobody is told: a person has to release them."""
+    evaluation, result = work.evaluation, came[Node.AGGREGATE].value
+    claims = SubmissionClaims(db)
+    await claims.end(evaluation, result, held=True)
+    await _open_reviews(db, evaluation, came)
+    scores = {name: result["final_scores"].get(name) for name in _SCORES}
+    await _open(db, evaluation, ReviewReasonEnum.HELD_FOR_REVIEW, scores)
+    await SessionRepository(db).end_session(evaluation.session_id)
+    if evaluation.is_first:
+        progress = Progress(HELD, 98)
+        if await claims.end_submission(evaluation, "RUNNING", progress):
+            await claims.tell(evaluation.news("RUNNING", progress))
+
+
+async def _open_reviews(db: Transaction, evaluation: ClaimedEvaluation, came: Outcomes) -> None:
+    for found in came[Node.CHECKS].value["reasons"]:
+        await _open(db, evaluation, ReviewReasonEnum(found["reason"]), found["details"])
+
+
+async def _open(
+    db: Transaction, evaluation: ClaimedEvaluation, reason: ReviewReasonEnum, details: Mapping[str, Any]
+) -> None:
+    said = {"submission_id": evaluation.client_id, "revision": evaluation.revision, **details}
+    await ReviewRepository(db).open(evaluation.session_id, None, None, reason, said, evaluation_id=evaluation.id)
+
+
+async def _keep_holistic(db: Transaction, evaluation: ClaimedEvaluation, came: Outcomes) -> None:
+    """The session as a whole where others read it; one that nobody could judge has none."""
+    value = came[Node.PANEL].value
+    run_id = await SubmissionClaims(db).run_key(evaluation.id, "panel")
+    if not value or run_id is None:
+        return
+    holistic = came[Node.AGGREGATE].value["final_scores"]["prompt"]["holistic"]
+    details = {
+        "submission_id": evaluation.client_id,
+        "revision": evaluation.revision,
+        "score": holistic,
+        "analysis": value.get("analysis") or value.get("reason") or "",
+        "marks": value["marks"],
+        "spread": value["spread"],
+    }
+    await EvaluationRepository(db).add_holistic(run_id, evaluation.session_id, details)
+
+
+async def give_up(evaluation: ClaimedEvaluation, desk: SubmissionDesk) -> None:
+    """End an evaluation without a result: it cannot be made. Core is told, and people are asked.
+
+    Raises:
+        EvaluationNotOursError: somebody else has it; nothing was written.
+    """
+
+    async def end() -> None:
+        async with get_db_context() as db:
+            await SessionRepository(db).lock_session(evaluation.session_id)
+            claims = SubmissionClaims(db)
+            await claims.end(evaluation, None)
+            await _open(db, evaluation, ReviewReasonEnum.UNSCORED, {"reason": "it could not be evaluated"})
+            if not await claims.end_submission(evaluation, "FAILED", FAILED):
+                return
+            await claims.tell(evaluation.news("FAILED", FAILED))
+            async with CallbackService(db, held=desk.held).together() as callbacks:
+                await callbacks.send_error(
+                    evaluation.session_id,
+                    ErrorCode.INTERNAL,
+                    "The submission could not be evaluated.",
+                    {"submission_id": evaluation.client_id, "retryable": False},
+                )
+                if desk.tells_stages:
+                    await callbacks.send_submission_status(evaluation.session_id, evaluation.client_id, "failed")
+
+    await when_database_is_there(end)
+    metrics.SUBMISSIONS.labels("failed").inc()
+    desk.on_told()

@@ -1,0 +1,177 @@
+"""One evaluation: each node is found done, or done and kept, once; what is away puts it off, a bug loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+
+from app.application.evaluation.judging import when_database_is_there
+from app.application.submissions.analysing import analyse
+from app.application.submissions.checking import check, hold
+from app.application.submissions.conversation import gather_turns
+from app.application.submissions.ending import aggregate, tell
+from app.application.submissions.freezing import freeze
+from app.application.submissions.judged import panel, review
+from app.application.submissions.testing import run_tests
+from app.application.submissions.work import Made, Step, Work
+from app.core import metrics
+from app.core.errors import ErrorCode, ModelError, StartupError
+from app.core.logging import place_of
+from app.domain.code_runner import RunnerUnavailableError
+from app.domain.documents import DocumentError
+from app.domain.langgraph.submission_graph import EvaluationGraph
+from app.domain.langgraph.submission_state import EvaluationContext, Outcomes
+from app.domain.submission import CAN_BE_MISSING, Node, Outcome, Progress, PutOff
+from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
+from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.submission_claims import EvaluationNotOursError, SubmissionClaims
+
+log = structlog.get_logger()
+
+_STEPS: Final[Mapping[Node, Step]] = {
+    Node.FREEZE: freeze,
+    Node.TURNS: gather_turns,
+    Node.TESTS: run_tests,
+    Node.ANALYSIS: analyse,
+    Node.REVIEW: review,
+    Node.PANEL: panel,
+    Node.CHECKS: check,
+    Node.HOLD: hold,
+    Node.AGGREGATE: aggregate,
+    Node.TELL: tell,
+}
+_TIME_BOX_S: Final[Mapping[Node, float]] = {
+    Node.TESTS: 3_600.0,
+    Node.ANALYSIS: 180.0,
+    Node.REVIEW: 900.0,
+    Node.PANEL: 1_800.0,
+}
+_USUAL_BOX_S = 60.0
+_HOUR_S = 3_600.0
+_DAY_S = 86_400.0
+
+
+class CannotBeEvaluatedError(Exception):
+    """A node without which there is no result could not be done for as long as anybody can be asked to wait."""
+
+    def __init__(self, node: Node, reason: str) -> None:
+        super().__init__(f"{node}: {reason}")
+        self.node = node
+        self.reason = reason
+
+
+async def evaluate(graph: EvaluationGraph, work: Work) -> list[PutOff]:
+    """Make an evaluation, as far as it can be made now; returns what it had to be put off for, if anything.
+
+    Raises:
+        EvaluationNotOursError: somebody else has it by now.
+        CannotBeEvaluatedError: it is given up.
+    """
+    async with get_db_context() as db:
+        stored = await SubmissionClaims(db).steps(work.evaluation.id)
+    begun = time.monotonic()
+
+    async def run(node: Node, came: Outcomes) -> Outcome | PutOff:
+        if node in stored:
+            return stored[node]
+        age_s = work.evaluation.age_s + time.monotonic() - begun
+        return await _Run(work, node, age_s).outcome(came)
+
+    async with work.reporter.reporting():
+        ended = await graph.ainvoke(EvaluationContext(run))
+    return ended.get("put_off", [])
+
+
+class _Run:
+    """One node of one evaluation."""
+
+    def __init__(self, work: Work, node: Node, age_s: float) -> None:
+        self._work = work
+        self._node = node
+        self._age_s = age_s
+        self._begun = time.monotonic()
+        self._started_at = datetime.now(UTC)
+
+    async def outcome(self, came: Outcomes) -> Outcome | PutOff:
+        """Do it, and keep what came of it; or why it has to wait."""
+        self._work.reporter.note(Progress.at(self._node))
+        made = await self._made(came)
+        if isinstance(made, PutOff):
+            if self._age_s < made.patience_s:
+                return made
+            if self._node not in CAN_BE_MISSING:
+                raise CannotBeEvaluatedError(self._node, made.reason)
+            made = Made(Outcome.missing(made.reason))
+        elapsed = time.monotonic() - self._begun
+        cost = replace(made.outcome.cost, ms=round(elapsed * 1000))
+        made = replace(made, outcome=replace(made.outcome, cost=cost))
+        if self._node is Node.TELL:
+            return made.outcome  # the evaluation's own row says that it is told
+        kept = await when_database_is_there(lambda: self._keep(made))
+        metrics.SUBMISSION_STEPS.labels(self._node.value, kept.status).inc()
+        metrics.SUBMISSION_STEP_TIME.labels(self._node.value).observe(elapsed)
+        return kept
+
+    async def _made(self, came: Outcomes) -> Made | PutOff:
+        try:
+            async with asyncio.timeout(_TIME_BOX_S.get(self._node, _USUAL_BOX_S)):
+                return await _STEPS[self._node](self._work, came)
+        except EvaluationNotOursError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the boundary: a bug loses neither the evaluation nor what runs beside
+            put_off = _why(self._node, error)
+            if put_off is None:
+                place = place_of(error)
+                log.error(
+                    "submission_step_failed",
+                    evaluation=self._work.evaluation.id,
+                    node=self._node.value,
+                    error=fault(error),
+                    at=place,
+                )
+                return PutOff(self._node, "internal error")
+            return put_off
+
+    async def _keep(self, made: Made) -> Outcome:
+        evaluation = self._work.evaluation
+        async with get_db_context() as db:
+            await SessionRepository(db).lock_session(evaluation.session_id)
+            claims = SubmissionClaims(db)
+            if await claims.keep_step(evaluation, self._node, made.outcome, self._started_at):
+                await made.also(db)
+                return made.outcome
+            # A commit of which we did not hear has kept it already, or whoever has taken over.
+            stored = await claims.steps(evaluation.id)
+            if self._node not in stored:
+                raise EvaluationNotOursError
+            return stored[self._node]
+
+
+def _why(node: Node, error: Exception) -> PutOff | None:
+    """What is away, where an error says so; ``None`` for one that nobody foresaw."""
+    put_off: PutOff | None = None
+    match error:
+        case ModelError(code=ErrorCode.LLM_REJECTED):
+            put_off = PutOff(node, "the judge rejects the request", error.retry_after_s, _HOUR_S)
+        case ModelError():
+            put_off = PutOff(node, "judge unavailable", error.retry_after_s)
+        case StartupError():
+            put_off = PutOff(node, "the judge cannot be used")
+        case DocumentError():
+            put_off = PutOff(node, "what it is judged by cannot be used")
+        case RunnerUnavailableError():
+            put_off = PutOff(node, "the code runner is unavailable")
+        case TimeoutError():
+            put_off = PutOff(node, "it took too long", patience_s=_DAY_S)
+        case _ if isinstance(error, DATABASE_DOWN):
+            put_off = PutOff(node, "the database is away", patience_s=math.inf)
+        case _:
+            pass
+    return put_off

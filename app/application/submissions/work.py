@@ -1,0 +1,68 @@
+"""What the nodes of an evaluation are given, and what they give back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from app.application.evaluation.judging import Judges
+from app.application.submissions.progress import Reporter
+from app.domain.code_runner import CodeRunner
+from app.domain.judging.tasks import Trials
+from app.domain.langgraph.submission_state import Outcomes
+from app.domain.submission import Outcome, PutOff
+from app.infrastructure.llm.tokens import TokenCounter
+from app.infrastructure.persistence.session import Transaction
+from app.infrastructure.repositories.submission_claims import ClaimedEvaluation
+from app.infrastructure.repositories.turn_repository import JudgedBy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionDesk:
+    """What submissions are evaluated with.
+
+    Attributes:
+        judges: the judges of this process.
+        counter: counts tokens where a judge does not say.
+        trials: when a judge is tried before it is believed.
+        runner: runs programs; ``None`` where none is set.
+        default: what is judged by where the exam does not say.
+        concurrency: evaluations at once.
+        held: callbacks wait, because no receiver is set.
+        tells_stages: Core is told of a submission's stages too, by a profile that has a place for them.
+        on_told: called after each commit that may have recorded callbacks, or judgements to be made.
+    """
+
+    judges: Judges
+    counter: TokenCounter
+    trials: Trials
+    runner: CodeRunner | None
+    default: JudgedBy
+    concurrency: int
+    held: bool
+    tells_stages: bool
+    on_told: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One evaluation that is being made."""
+
+    evaluation: ClaimedEvaluation
+    desk: SubmissionDesk
+    reporter: Reporter
+
+
+async def nothing_else(_db: Transaction) -> None:
+    """An outcome that nothing follows from but itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What came of a node, and what is written in the same transaction; that one locks the session's row first."""
+
+    outcome: Outcome
+    also: Callable[[Transaction], Awaitable[None]] = nothing_else
+
+
+Step = Callable[[Work, Outcomes], Awaitable[Made | PutOff]]

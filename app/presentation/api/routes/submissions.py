@@ -1,0 +1,98 @@
+"""Code that is handed in, and what comes of it. For Core alone: candidates see no score while an exam runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Request
+
+from app.application.resources import Resources
+from app.core.errors import ErrorCode, TurnstoneError
+from app.infrastructure.persistence.models import SubmissionStatusEnum
+from app.presentation.api.paging import EMPTY_IS_NONE, Cursor, Limit, page
+from app.presentation.api.paths import ANY_TEXT
+from app.presentation.api.problems import PROBLEMS
+from app.presentation.schemas.bodies import Page
+from app.presentation.schemas.frames import session_id_of
+from app.presentation.schemas.submission_bodies import (
+    ReleaseRequest,
+    RerunRequest,
+    SubmissionBody,
+    SubmissionRequest,
+)
+
+router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["submissions"])
+
+SessionId = Annotated[str, Path(max_length=64)]
+
+
+@router.post("/sessions/{session_id}/submissions", status_code=202)
+async def submit(session_id: SessionId, body: SubmissionRequest, request: Request) -> SubmissionBody:
+    """Take code, to be evaluated with the conversation as it is. The same again is the same submission."""
+    resources: Resources = request.app.state.resources
+    seen = await resources.submissions.submit(session_id_of(session_id), body.code, body.language, body.submission_id)
+    resources.wake_delivery()
+    return SubmissionBody.of(seen)
+
+
+@router.get("/sessions/{session_id}/submissions")
+async def list_of_session(
+    session_id: SessionId, request: Request, cursor: Cursor = 0, limit: Limit = 100
+) -> Page[SubmissionBody]:
+    """A session's submissions, oldest first."""
+    resources: Resources = request.app.state.resources
+    found = await resources.submissions.list_submissions(
+        session_id=session_id_of(session_id), after=cursor, limit=limit + 1
+    )
+    return page(found, limit, SubmissionBody.of, lambda seen: seen.submission.id)
+
+
+@router.get("/submissions")
+async def list_submissions(
+    request: Request,
+    exam_id: Annotated[int | None, Query(gt=0, le=2**63 - 1), EMPTY_IS_NONE] = None,
+    status: Annotated[Literal["QUEUED", "RUNNING", "DONE", "FAILED"] | None, EMPTY_IS_NONE] = None,
+    cursor: Cursor = 0,
+    limit: Limit = 100,
+) -> Page[SubmissionBody]:
+    """Submissions, oldest first."""
+    resources: Resources = request.app.state.resources
+    found = await resources.submissions.list_submissions(
+        exam_id=exam_id,
+        status=None if status is None else SubmissionStatusEnum(status),
+        after=cursor,
+        limit=limit + 1,
+    )
+    return page(found, limit, SubmissionBody.of, lambda seen: seen.submission.id)
+
+
+# These two first: an id may hold slashes, so the path of one submission matches theirs too.
+@router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/rerun", status_code=202)
+async def rerun(submission_id: str, body: RerunRequest, request: Request) -> SubmissionBody:
+    """Evaluate once more, beside what is known; Core is told under the next revision."""
+    resources: Resources = request.app.state.resources
+    seen = await resources.submissions.rerun(_checked(submission_id), body.order())
+    resources.wake_delivery()
+    return SubmissionBody.of(seen)
+
+
+@router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/release", status_code=202)
+async def release(submission_id: str, body: ReleaseRequest, request: Request) -> SubmissionBody:
+    """Let scores be told that wait for a person."""
+    resources: Resources = request.app.state.resources
+    seen = await resources.submissions.release(_checked(submission_id), body.person)
+    resources.wake_delivery()
+    return SubmissionBody.of(seen)
+
+
+@router.get(f"/submissions/{{submission_id:{ANY_TEXT}}}")
+async def show_submission(submission_id: str, request: Request) -> SubmissionBody:
+    """How far a submission is, and what has come of it."""
+    resources: Resources = request.app.state.resources
+    return SubmissionBody.of(await resources.submissions.get(_checked(submission_id)))
+
+
+def _checked(submission_id: str) -> str:
+    if not 0 < len(submission_id) <= 128:
+        raise TurnstoneError(ErrorCode.SUBMISSION_NOT_FOUND, "There is no such submission.")
+    return submission_id
