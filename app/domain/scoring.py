@@ -102,6 +102,14 @@ class ComplexityStep:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedScale:
+    """Up to ``full_until`` times the reference's processor time are worth 100 points, ``none_from`` and more none."""
+
+    full_until: float
+    none_from: float
+
+
+@dataclass(frozen=True, slots=True)
 class Grade:
     """A grade, and the total from which on it is given."""
 
@@ -122,10 +130,12 @@ class ScorePolicy:
         points_per_mark: the one map from marks to scores.
         refused_points: what a prompt counts that the guard refused; ``None``: it is left out.
         pasted_problem_points: what a prompt counts that is the problem's text and nothing else.
+        holistic: of the whole conversation's marks, with weights whose sum is 1.
         conversation_weights: of ``holistic`` and ``turns``.
         prompt_weights: of ``conversation`` and ``session_r4``.
         total_weights: of ``prompt``, ``correctness`` and ``performance``.
         case_weights: of one test case of each group.
+        speed: how slow a program may be beside the reference.
         complexity: by rising ``at_most``; the last one is infinite.
         grades: by falling ``at_least``; the last one is 0.
         grade_edge_points: how near to a grade's edge a person should look.
@@ -140,10 +150,12 @@ class ScorePolicy:
     points_per_mark: float
     refused_points: float | None
     pasted_problem_points: float
+    holistic_weights: Mapping[Criterion, float]
     conversation_weights: Mapping[str, float]
     prompt_weights: Mapping[str, float]
     total_weights: Mapping[str, float]
     case_weights: Mapping[CaseGroup, float]
+    speed: SpeedScale
     complexity: tuple[ComplexityStep, ...]
     grades: tuple[Grade, ...]
     grade_edge_points: float
@@ -199,6 +211,23 @@ class ScorePolicy:
         """What a prompt counts that is the problem's text and asks for nothing."""
         return Score(self.pasted_problem_points)
 
+    def holistic(self, marks: Mapping[Criterion, float | Unscored]) -> Verdict:
+        """The score of the conversation as a whole, from the marks that it got as one."""
+        missing = Unscored("not judged")
+        return _mean(
+            (criterion, weight, self.points(marks.get(criterion, missing)))
+            for criterion, weight in self.holistic_weights.items()
+        )
+
+    def turn_mean(self, turns: Sequence[Verdict]) -> Verdict:
+        """The mean of the prompts' scores, in order; without those that the policy leaves out."""
+        counted = [
+            (f"turn {number}", 1.0, verdict)
+            for number, verdict in enumerate(turns, start=1)
+            if not (isinstance(verdict, Unscored) and verdict.left_out)
+        ]
+        return _mean(counted) if counted else Unscored("there is no prompt that counts")
+
     def prompt(self, holistic: Verdict, turns: Sequence[Verdict], r4_session: Verdict) -> Verdict:
         """The score of all prompting.
 
@@ -207,12 +236,7 @@ class ScorePolicy:
             turns: of each prompt, in order; those that the policy leaves out are left out of their mean.
             r4_session: R4 of the whole session, as a score (`points`).
         """
-        counted = [
-            (f"turn {number}", 1.0, verdict)
-            for number, verdict in enumerate(turns, start=1)
-            if not (isinstance(verdict, Unscored) and verdict.left_out)
-        ]
-        mean = _mean(counted) if counted else Unscored("there is no prompt that counts")
+        mean = self.turn_mean(turns)
         parts = self.conversation_weights
         conversation = _mean([("holistic", parts["holistic"], holistic), ("turns", parts["turns"], mean)])
         weights = self.prompt_weights
@@ -240,6 +264,17 @@ class ScorePolicy:
             return Unscored("there is no test case that counts")
         passed = math.fsum(weight * found.passed for weight, found in known)
         return self._round(RoundingStage.CORRECTNESS, Score(min(passed / total, 1.0) * HIGHEST_SCORE))
+
+    def running_time(self, ratio: float) -> Score:
+        """A program's processor time as a multiple of the reference's, above 0, as a score.
+
+        Between the scale's ends every doubling costs the same.
+        """
+        if not 0 < ratio < math.inf:
+            raise ValueError("a ratio of times is more than 0")
+        full, none = self.speed.full_until, self.speed.none_from
+        share = math.log(none / ratio) / math.log(none / full)
+        return Score(min(max(share, 0.0), 1.0) * HIGHEST_SCORE)
 
     def performance(self, measured: Verdict, mean_complexity: float | Unscored, correctness: Verdict) -> Verdict:
         """The score of running time and complexity.
@@ -311,7 +346,7 @@ def _parse(text: str) -> ScorePolicy:
             *("pasted_problem", "conversation", "prompt", "total", "correctness", "complexity", "grades"),
             *("grade_edge", "rounding"),
         ),
-        ("all_samples_where", "panel_judges"),
+        ("all_samples_where", "panel_judges", "holistic", "performance"),
     )
     if "kind" in top and not top.is_word("kind", "policy"):
         top.problem("kind", "must be policy")
@@ -325,10 +360,12 @@ def _parse(text: str) -> ScorePolicy:
         points_per_mark=_above_zero(top, "points_per_mark", HIGHEST_SCORE / HIGHEST_MARK),
         refused_points=None if top.is_word("refused", "left_out") else top.number("refused", 0, HIGHEST_SCORE),
         pasted_problem_points=top.number("pasted_problem", 0, HIGHEST_SCORE),
+        holistic_weights=_holistic(top),
         conversation_weights=_shares(top.section("conversation", ("holistic", "turns"))),
         prompt_weights=_shares(top.section("prompt", ("conversation", "session_r4"))),
         total_weights=_shares(top.section("total", ("prompt", "correctness", "performance"))),
         case_weights=_case_weights(top.section("correctness", list(CaseGroup))),
+        speed=_speed(top),
         complexity=_complexity(top),
         grades=_grades(top),
         grade_edge_points=top.number("grade_edge", 0, 10),
@@ -361,17 +398,36 @@ def _shares(section: Section) -> Mapping[str, float]:
     return weights
 
 
+def _holistic(top: Section) -> Mapping[Criterion, float]:
+    """Policies older than submissions do not say; in them all criteria count alike."""
+    if "holistic" not in top:
+        return dict.fromkeys(Criterion, 1 / len(Criterion))
+    return _parts(top, "holistic")
+
+
+def _speed(top: Section) -> SpeedScale:
+    if "performance" not in top:
+        return SpeedScale(1.5, 10.0)
+    section = top.section("performance", ("full_until", "none_from"))
+    full, none = section.number("full_until", 1, 1_000), section.number("none_from", 1, 1_000)
+    if none <= full:
+        section.problem("none_from", "must be more than full_until")
+    return SpeedScale(full, none)
+
+
 def _criteria(section: Section) -> Mapping[Intent, Mapping[Criterion, float]]:
-    """For each intent the weights, given as parts such as 1, 2 and 1, as shares of 1."""
-    criteria: dict[Intent, Mapping[Criterion, float]] = {}
-    for intent in Intent:
-        of_intent = section.section(intent, (), list(Criterion))
-        parts = {c: _above_zero(of_intent, c, 100) for c in Criterion if c in of_intent}
-        whole = math.fsum(parts.values())
-        if of_intent.is_there and not parts:
-            section.problem(intent, "must name one criterion at least, such as {R1: 1}")
-        criteria[intent] = {criterion: part / whole for criterion, part in parts.items()} if whole else {}
-    return criteria
+    """For each intent the weights."""
+    return {intent: _parts(section, intent) for intent in Intent}
+
+
+def _parts(section: Section, key: str) -> Mapping[Criterion, float]:
+    """Weights, given as parts such as 1, 2 and 1, as shares of 1."""
+    inner = section.section(key, (), list(Criterion))
+    parts = {criterion: _above_zero(inner, criterion, 100) for criterion in Criterion if criterion in inner}
+    whole = math.fsum(parts.values())
+    if inner.is_there and not parts:
+        section.problem(key, "must name one criterion at least, such as {R1: 1}")
+    return {criterion: part / whole for criterion, part in parts.items()} if whole else {}
 
 
 def _case_weights(section: Section) -> Mapping[CaseGroup, float]:
