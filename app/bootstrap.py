@@ -47,6 +47,7 @@ from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate, schema_state, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, fault
 from app.infrastructure.repositories.state_repository import StateRepository
+from app.infrastructure.runner.opening import open_runner
 
 log = structlog.get_logger()
 
@@ -199,7 +200,7 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
 
         desk = open_desk(stack, settings, counter, on_told=wake)
         judging = EvaluationRelay(desk, lambda: lease.token)
-        evaluating = SubmissionRelay(await open_submission_desk(settings, desk), lambda: lease.token)
+        evaluating = SubmissionRelay(await open_submission_desk(stack, settings, desk), lambda: lease.token)
 
         await _take_lease(stack, lease, recovery)
         _run(
@@ -250,7 +251,7 @@ async def _start_service(
 
     desk = open_desk(stack, settings, opened.counter, on_told=wake, local=opened.local)
     judging = EvaluationRelay(desk, lambda: lease.token)
-    to_evaluate = await open_submission_desk(settings, desk)
+    to_evaluate = await open_submission_desk(stack, settings, desk)
     evaluating = SubmissionRelay(to_evaluate, lambda: lease.token)
     judged_by = to_evaluate.default
     followers = Followers()
@@ -316,13 +317,13 @@ def open_desk(
     )
 
 
-async def open_submission_desk(settings: Settings, desk: Desk) -> SubmissionDesk:
+async def open_submission_desk(stack: AsyncExitStack, settings: Settings, desk: Desk) -> SubmissionDesk:
     """What submissions are evaluated with: the judges that judge prompts, and what runs and analyses code."""
     return SubmissionDesk(
         judges=desk.judges,
         counter=desk.counter,
         trials=desk.trials,
-        runner=None,
+        runner=await open_runner(settings.runner, stack),
         default=await default_basis(settings.judge.model),
         concurrency=settings.submissions.concurrency,
         held=desk.held,
