@@ -6,6 +6,7 @@ Each `Account` is of one run. The strongest kind that this process may use is fo
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -95,6 +96,8 @@ class _Looked:
     def __init__(self) -> None:
         self._monitor = self._child = 0
         self._before = self._highest_ns = self._highest_kb = 0
+        # What is forked from here starts with our own size as its highest.
+        self._own_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def join(self) -> None:
         """There is nothing to join."""
@@ -116,7 +119,8 @@ class _Looked:
     def reaped(self, cpu_ns: int, memory_kb: int) -> None:
         """Who was not waited for is missing there, who was gone between two looks is missing here."""
         self._highest_ns = max(self._highest_ns, cpu_ns - self._before)
-        self._highest_kb = max(self._highest_kb, memory_kb)
+        if memory_kb > self._own_kb:
+            self._highest_kb = max(self._highest_kb, memory_kb)
 
     def close(self) -> int:
         return 0  # with its first process the whole process namespace is gone
