@@ -19,6 +19,7 @@ from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
 from app.application.services.evaluation_relay import Desk, EvaluationRelay
 from app.application.services.evaluation_service import EvaluationService
+from app.application.services.problem_service import ProblemService
 from app.application.turns.generation import Generations
 from app.application.turns.lease import Lease
 from app.application.turns.recovery import Recovery
@@ -43,6 +44,7 @@ from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate, schema_state, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, fault
 from app.infrastructure.repositories.state_repository import StateRepository
+from app.infrastructure.runner.opening import open_runner
 
 log = structlog.get_logger()
 
@@ -269,7 +271,8 @@ async def _start_service(
     _tune_garbage_collector()
     service = EvalService(runner, generations, state, tails, lambda: lease.token)
     evaluations = EvaluationService(judged_by, held=held)
-    return Resources(settings, database, opened, runner, relay, service, evaluations, on_settled)
+    problems = ProblemService(await open_runner(settings.runner, stack))
+    return Resources(settings, database, opened, runner, relay, service, evaluations, problems, on_settled)
 
 
 def open_desk(

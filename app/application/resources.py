@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
 from app.application.services.evaluation_service import EvaluationService
+from app.application.services.problem_service import ProblemService
 from app.application.turns.runner import TurnRunner
 from app.core.settings import Settings
 from app.infrastructure.llm.models import OpenedModel
@@ -29,4 +30,5 @@ class Resources:
     relay: CallbackRelay
     service: EvalService
     evaluations: EvaluationService
+    problems: ProblemService
     wake_delivery: Callable[[], None]
