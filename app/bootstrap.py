@@ -19,6 +19,7 @@ from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
 from app.application.services.evaluation_relay import Desk, EvaluationRelay
 from app.application.services.evaluation_service import EvaluationService
+from app.application.services.problem_service import ProblemService
 from app.application.services.submission_relay import SubmissionRelay
 from app.application.services.submission_service import SubmissionService
 from app.application.submissions.followers import Followers
@@ -286,9 +287,10 @@ async def _start_service(
     _tune_garbage_collector()
     service = EvalService(runner, generations, state, tails, lambda: lease.token)
     evaluations = EvaluationService(judged_by, held=held)
+    problems = ProblemService(to_evaluate.runner)
     submissions = SubmissionService(settings.limits.code_chars, held=held, tells_stages=to_evaluate.tells_stages)
     return Resources(
-        settings, database, opened, runner, relay, service, evaluations, submissions, followers, on_settled
+        settings, database, opened, runner, relay, service, evaluations, problems, submissions, followers, on_settled
     )
 
 
