@@ -54,11 +54,11 @@ def cognitive_of(parsed: Parsed) -> dict[str, Any]:
             "name": each.name[:_LONGEST_NAME],
             "start": each.line_start,
             "end": each.line_end,
-            "complexity": int(each.complexity),
+            "complexity": each.complexity,
         }
         for each in found.functions
     ]
-    mean = sum(each["complexity"] for each in functions) / len(functions) if functions else None
+    mean = sum(int(each.complexity) for each in found.functions) / len(functions) if functions else None
     return {"functions": functions[:_SHOWN], "mean": mean, "reason": None if functions else "there are no functions"}
 
 
