@@ -85,10 +85,10 @@ def show_judgements(
                 raise no_such("session", session_id)
             runs = await EvaluationRepository(db).runs(session_id, turn, limit=100_000)
             calls = await EvaluationRepository(db).calls_of([run.id for run in runs])
-            turn_ids = await TurnRepository(db).client_ids(session_id, {run.turn for run in runs})
+            turn_ids = await TurnRepository(db).client_ids(session_id, {run.judged_turn for run in runs})
         for run in runs:
             if as_json:
-                body = EvaluationBody.of(run, turn_ids.get(run.turn), calls.get(run.id, CallsSummary()))
+                body = EvaluationBody.of(run, turn_ids.get(run.judged_turn), calls.get(run.id, CallsSummary()))
                 typer.echo(body.model_dump_json())
             else:
                 show_run(run, whole=turn is not None)

@@ -72,7 +72,7 @@ async def end_run(
 async def tell(db: Transaction, callbacks: CallbackService, run: EvaluationRun, revision: int) -> None:
     """Store a run's judgement where others read it, and tell Core. Once for each run."""
     assert run.result is not None, "it has ended"
-    await EvaluationRepository(db).add_evaluation(run.id, run.session_id, run.turn, details(run.result))
-    override = await ReviewRepository(db).latest_override(run.session_id, run.turn)
+    await EvaluationRepository(db).add_evaluation(run.id, run.session_id, run.judged_turn, details(run.result))
+    override = await ReviewRepository(db).latest_override(run.session_id, run.judged_turn)
     log, score = told(run.result, override)
-    await callbacks.send_turn_evaluation(run.session_id, run.turn, log, score, revision=revision)
+    await callbacks.send_turn_evaluation(run.session_id, run.judged_turn, log, score, revision=revision)

@@ -51,13 +51,13 @@ async def read_subject(db: Transaction, run_id: int) -> Subject:
     evaluations, sessions, turns = EvaluationRepository(db), SessionRepository(db), TurnRepository(db)
     run = await evaluations.get_run(run_id)
     assert run is not None, "it was claimed, and runs are not removed but with their session"
-    turn, session = await evaluations.turn(run.session_id, run.turn), await sessions.get_session(run.session_id)
+    turn, session = await evaluations.turn(run.session_id, run.judged_turn), await sessions.get_session(run.session_id)
     assert turn is not None and session is not None, "a run is recorded with its turn"
     version = turn.exam_version
     exams = ExamRepository(db)
     exam = await exams.get_version(session.exam_id, version) if version is not None else None
     known = exam or await exams.get(session.exam_id)
-    history = await sessions.history(run.session_id, before_turn=run.turn, token_budget=_CONTEXT_TOKENS)
+    history = await sessions.history(run.session_id, before_turn=run.judged_turn, token_budget=_CONTEXT_TOKENS)
     context = [
         ChatMessage("user" if message.role is PromptRoleEnum.USER else "assistant", message.content)
         for message in sorted(history, key=lambda message: (message.turn, message.role is PromptRoleEnum.ASSISTANT))

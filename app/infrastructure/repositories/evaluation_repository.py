@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, tuple_, update
+from sqlalchemy import and_, func, insert, select, tuple_, update
 from sqlalchemy.orm import aliased
 
 from app.domain.conversation import FinishReason
@@ -24,8 +24,9 @@ from app.infrastructure.persistence.models import (
 )
 from app.infrastructure.persistence.session import Transaction
 
-_DONE = EvaluationRun.status == RunStatusEnum.DONE
-_WAITING = EvaluationRun.status == RunStatusEnum.WAITING
+_OF_TURNS = EvaluationRun.turn.is_not(None)
+_DONE = and_(EvaluationRun.status == RunStatusEnum.DONE, _OF_TURNS)
+_WAITING = and_(EvaluationRun.status == RunStatusEnum.WAITING, _OF_TURNS)
 _SCORE = EvaluationRun.result["score"]
 JUDGED_ENDINGS = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REFUSED)
 """Ends of a turn after which its prompt is judged: it was answered, or the guard stood in its way."""
@@ -138,7 +139,7 @@ class EvaluationRepository:
 
     async def publish(self, run: EvaluationRun) -> int:
         """Make a run known; returns the revision it is known by, which is higher than all that were told before."""
-        revision = max(run.revision, await self.next_revision(run.session_id, run.turn, besides=run.id))
+        revision = max(run.revision, await self.next_revision(run.session_id, run.judged_turn, besides=run.id))
         statement = update(EvaluationRun).where(EvaluationRun.id == run.id).values(published=True, revision=revision)
         await self._db.execute(statement.execution_options(synchronize_session=False))
         return revision
@@ -232,7 +233,7 @@ class EvaluationRepository:
         """A session's runs with keys above ``after``, in the order in which they were asked for."""
         statement = (
             select(EvaluationRun)
-            .where(EvaluationRun.session_id == session_id, EvaluationRun.id > after)
+            .where(EvaluationRun.session_id == session_id, EvaluationRun.id > after, _OF_TURNS)
             .order_by(EvaluationRun.id)
             .limit(limit)
         )

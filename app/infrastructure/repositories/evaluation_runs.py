@@ -44,7 +44,7 @@ _postpone = """
     """
 _release_forgotten = """
     UPDATE evaluation_runs SET owner = NULL
-    WHERE status = 'waiting' AND owner = %(worker)s AND id <> ALL(%(run_ids)s::bigint[])
+    WHERE status = 'waiting' AND turn IS NOT NULL AND owner = %(worker)s AND id <> ALL(%(run_ids)s::bigint[])
     RETURNING id
     """
 # The run is locked, so that two owners (one of them fenced) number their calls apart. An answer whose place is taken is

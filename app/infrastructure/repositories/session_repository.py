@@ -30,18 +30,18 @@ _insert_messages = """
     ) WITH ORDINALITY AS message(turn, role, content, token_count, meta, place)
     ORDER BY place
     """
+# One walk down the index: a turn's question stands right before its answer there, where it has one.
 _past = """
     SELECT turn, role, content, token_count, partial FROM (
-        SELECT turn, role, content, token_count, coalesce((meta ->> 'partial')::boolean, false) AS partial,
-               sum(tokens) OVER newest_first - tokens AS newer
-        FROM prompt_messages AS every, LATERAL (
-            -- A provider's count is believed within reason.
-            SELECT greatest(coalesce(token_count, length(content) / 2), length(content) / 16) AS tokens
-        ) AS weight
-        WHERE session_id = {session_id} AND turn < {before_turn} AND EXISTS (
-            SELECT FROM prompt_messages AS answer
-            WHERE answer.session_id = every.session_id AND answer.turn = every.turn AND answer.role = 'ASSISTANT'
-        )
+        SELECT turn, role, content, token_count, partial, sum(tokens) OVER newest_first - tokens AS newer FROM (
+            SELECT turn, role, content, token_count, coalesce((meta ->> 'partial')::boolean, false) AS partial,
+                   -- A provider's count is believed within reason.
+                   greatest(coalesce(token_count, length(content) / 2), length(content) / 16) AS tokens,
+                   role = 'ASSISTANT' OR lead(turn) OVER newest_first = turn AS answered
+            FROM prompt_messages WHERE session_id = {session_id} AND turn < {before_turn}
+            WINDOW newest_first AS (ORDER BY turn DESC, role DESC)
+        ) AS every
+        WHERE answered
         WINDOW newest_first AS (ORDER BY turn DESC, role DESC)
     ) AS message
     WHERE newer <= %(token_budget)s ORDER BY turn DESC, role DESC

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from sqlalchemy import func, insert, select, update
 
-from app.infrastructure.persistence.models import CallbackLane, EvaluationRun, RunStatusEnum, Worker
+from app.infrastructure.persistence.models import (
+    CallbackLane,
+    EvaluationRun,
+    RunStatusEnum,
+    SubmissionEvaluation,
+    Worker,
+)
 from app.infrastructure.persistence.session import Transaction
 
 _sweep = """
@@ -17,6 +23,11 @@ _sweep = """
 _free = """
     UPDATE callback_lanes SET claimed_by = NULL
     WHERE claimed_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers WHERE id = claimed_by)
+    """
+# A program that is older than submissions fences without freeing them.
+_free_evaluations = """
+    UPDATE submission_evaluations SET owner = NULL
+    WHERE owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers WHERE id = owner AND fenced_at IS NULL)
     """
 
 
@@ -47,7 +58,7 @@ class WorkerRepository:
         return [(row.id, row.beats) for row in await self._db.execute(statement)]
 
     async def fence(self, worker_id: int, *, seen_beats: int | None = None) -> bool:
-        """End a lease and free the lanes and the judgements it had claimed.
+        """End a lease and free the lanes, the judgements and the evaluations it had claimed.
 
         With ``seen_beats`` only if it has not been renewed since: ``False`` when it has, or was fenced already. Waits
         for a flush or a renewal of the owner that is under way.
@@ -71,6 +82,12 @@ class WorkerRepository:
             .execution_options(synchronize_session=False)
         )
         await self._db.execute(
+            update(SubmissionEvaluation)
+            .where(SubmissionEvaluation.owner == worker_id)
+            .values(owner=None)
+            .execution_options(synchronize_session=False)
+        )
+        await self._db.execute(
             update(EvaluationRun)
             .where(EvaluationRun.owner == worker_id, EvaluationRun.status == RunStatusEnum.WAITING)
             .values(owner=None)
@@ -79,6 +96,7 @@ class WorkerRepository:
         return True
 
     async def sweep(self) -> None:
-        """Remove leases that ended more than a day ago and own nothing any more; free lanes claimed under none."""
+        """Remove leases that ended more than a day ago and own nothing any more; free what is claimed under none."""
         await self._db.run(_sweep, {})
         await self._db.run(_free, {})
+        await self._db.run(_free_evaluations, {})

@@ -63,7 +63,7 @@ class EvaluationBody(BaseModel):
         """The stored run as a body."""
         return cls(
             id=str(run.id),
-            turn=run.turn,
+            turn=run.judged_turn,
             turn_id=turn_id,
             revision=run.revision,
             status=run.status.value,

@@ -7,7 +7,9 @@ from app.infrastructure.persistence.models.enums import (
     EvaluationTypeEnum,
     PromptRoleEnum,
     ReviewReasonEnum,
+    RevisionStatusEnum,
     RunStatusEnum,
+    SubmissionStatusEnum,
 )
 from app.infrastructure.persistence.models.evaluation import (
     CriterionScore,
@@ -24,6 +26,14 @@ from app.infrastructure.persistence.models.sessions import (
     PromptMessage,
     PromptSession,
 )
+from app.infrastructure.persistence.models.submissions import (
+    EvaluationStep,
+    ProblemVersion,
+    Submission,
+    SubmissionEvaluation,
+    SubmissionRun,
+    SubmissionScores,
+)
 from app.infrastructure.persistence.models.turns import PromptTurn, ProviderCall, TurnChunk, Worker
 
 __all__ = [
@@ -35,10 +45,12 @@ __all__ = [
     "CriterionScore",
     "EvaluationDocument",
     "EvaluationRun",
+    "EvaluationStep",
     "EvaluationTypeEnum",
     "Exam",
     "ExamVersion",
     "JudgeCall",
+    "ProblemVersion",
     "PromptEvaluation",
     "PromptMessage",
     "PromptRoleEnum",
@@ -47,9 +59,15 @@ __all__ = [
     "ProviderCall",
     "ReviewItem",
     "ReviewReasonEnum",
+    "RevisionStatusEnum",
     "RunStatusEnum",
     "SchemaReach",
     "ScoreOverride",
+    "Submission",
+    "SubmissionEvaluation",
+    "SubmissionRun",
+    "SubmissionScores",
+    "SubmissionStatusEnum",
     "TurnChunk",
     "Worker",
 ]

@@ -43,7 +43,7 @@ class RunStatusEnum(StrEnum):
 
 
 class ReviewReasonEnum(StrEnum):
-    """Why a person is to look at a turn."""
+    """Why a person is to look at a turn, or at a submission."""
 
     SAMPLES_DIFFER = "samples_differ"
     ATTACK_FLAGGED = "attack_flagged"
@@ -51,3 +51,29 @@ class ReviewReasonEnum(StrEnum):
     NEAR_GRADE_EDGE = "near_grade_edge"
     UNSCORED = "unscored"
     APPEAL = "appeal"
+    COMPONENT_MISSING = "component_missing"
+    HELD_FOR_REVIEW = "held_for_review"
+
+
+class SubmissionStatusEnum(StrEnum):
+    """Where a submission stands, as the contract has it.
+
+    ``DONE``: there is a result, which may be that people have to look. ``FAILED``: it cannot be evaluated at all.
+    """
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+
+
+class RevisionStatusEnum(StrEnum):
+    """Where an evaluation of a submission stands.
+
+    ``WAITING``: to be made, or tried again. ``HELD``: made, and not told of before a person has looked. ``DONE``: there
+    is a result.
+    """
+
+    WAITING = "waiting"
+    HELD = "held"
+    DONE = "done"

@@ -29,17 +29,20 @@ class EvaluationDocument(Base):
 class EvaluationRun(Base):
     """One judgement of one turn: a job while it is to be done, and a record for ever after.
 
-    A later judgement of the same turn is another row with a higher ``revision``. ``owner`` is the worker that has
-    claimed it; the claim ends with the worker's lease. What it is judged by is fixed when it is recorded: documents by
-    hash, ``settings`` with the number of samples and the judge's model. ``result`` holds what came out of it.
-    ``batch`` names those that were asked for together; they have become known (``published``) once somebody said so.
+    Or one of a submission's: the session's panel, or the review of the code, with ``evaluation_id`` set and without a
+    turn; whoever evaluates the submission makes that. A later judgement of the same turn is another row with a higher
+    ``revision``. ``owner`` is the worker that has claimed it; the claim ends with the worker's lease. What it is judged
+    by is fixed when it is recorded: documents by hash, ``settings`` with the number of samples and the judge's model.
+    ``result`` holds what came out of it. ``batch`` names those that were asked for together; they have become known
+    (``published``) once somebody said so.
     """
 
     __tablename__ = "evaluation_runs"
 
     id: Mapped[BigId]
     session_id: Mapped[int] = mapped_column(ForeignKey("prompt_sessions.id", ondelete="CASCADE"))
-    turn: Mapped[int]
+    turn: Mapped[int | None]
+    evaluation_id: Mapped[int | None] = mapped_column(ForeignKey("submission_evaluations.id", ondelete="CASCADE"))
     revision: Mapped[int]
     status: Mapped[RunStatusEnum] = mapped_column(word_of(RunStatusEnum, "status"))
     cause: Mapped[str] = mapped_column(String(16), server_default="turn")
@@ -61,8 +64,21 @@ class EvaluationRun(Base):
         UniqueConstraint("session_id", "turn", "revision"),
         Index("ix_evaluation_runs_waiting", "cause", "due_at", postgresql_where="status = 'waiting'"),
         Index("ix_evaluation_runs_batch", "batch", postgresql_where="batch IS NOT NULL"),
-        CheckConstraint("cause IN ('turn', 'rerun', 'appeal')", name="cause"),
+        UniqueConstraint("evaluation_id", "cause"),
+        CheckConstraint("cause IN ('turn', 'rerun', 'appeal', 'panel', 'review')", name="cause"),
+        CheckConstraint("(turn IS NULL) = (evaluation_id IS NOT NULL)", name="of_a_turn_or_a_submission"),
     )
+
+    @property
+    def judged_turn(self) -> int:
+        """The turn, where the run judges one.
+
+        Raises:
+            LookupError: it belongs to a submission.
+        """
+        if self.turn is None:
+            raise LookupError("the run judges no turn")
+        return self.turn
 
 
 class JudgeCall(Base):
@@ -100,7 +116,10 @@ class JudgeCall(Base):
 
 
 class CriterionScore(Base):
-    """One criterion's score by one sample, 1 to 5, with the candidate's own words for it and where they stand."""
+    """One criterion's score by one sample, 1 to 5, with the candidate's own words for it and where they stand.
+
+    ``turn`` is where the quote stands, for a judgement of the whole session.
+    """
 
     __tablename__ = "criterion_scores"
 
@@ -109,6 +128,7 @@ class CriterionScore(Base):
     sample: Mapped[int]
     criterion: Mapped[str] = mapped_column(String(16))
     score: Mapped[int]
+    turn: Mapped[int | None]
     quote: Mapped[str] = mapped_column(Text)
     quote_start: Mapped[int]
     quote_end: Mapped[int]
@@ -121,14 +141,18 @@ class CriterionScore(Base):
 
 
 class ReviewItem(Base):
-    """A turn that a person is to look at, and what came of it. An appeal is one that a candidate's side asked for."""
+    """A turn, or a submission's evaluation, that a person is to look at, and what came of it.
+
+    An appeal is one that a candidate's side asked for.
+    """
 
     __tablename__ = "review_items"
 
     id: Mapped[BigId]
     session_id: Mapped[int] = mapped_column(ForeignKey("prompt_sessions.id", ondelete="CASCADE"))
-    turn: Mapped[int]
+    turn: Mapped[int | None]
     run_id: Mapped[int | None] = mapped_column(ForeignKey("evaluation_runs.id", ondelete="CASCADE"))
+    evaluation_id: Mapped[int | None] = mapped_column(ForeignKey("submission_evaluations.id", ondelete="CASCADE"))
     reason: Mapped[ReviewReasonEnum] = mapped_column(word_of(ReviewReasonEnum, "reason"))
     details: Mapped[Json]
     asked_by: Mapped[str | None] = mapped_column(Text)
@@ -139,13 +163,16 @@ class ReviewItem(Base):
 
     __table_args__ = (
         UniqueConstraint("session_id", "turn", "run_id", "reason"),
+        UniqueConstraint("evaluation_id", "reason"),
         Index("ix_review_items_open", "id", postgresql_where="resolved_at IS NULL"),
         CheckConstraint("(resolved_at IS NULL) = (resolved_by IS NULL)", name="resolved_by_somebody"),
     )
 
 
 class ScoreOverride(Base):
-    """A person's score of a turn (0 to 100). It stands beside the machine's; the latest one counts.
+    """A person's score (0 to 100) of a turn, or of a submission's ``component``: ``prompt``, ``correctness``, ….
+
+    It stands beside the machine's; the latest one counts.
 
     ``revision`` is that of the event that told of it; runs and overrides of a turn share their numbers.
     """
@@ -154,7 +181,9 @@ class ScoreOverride(Base):
 
     id: Mapped[BigId]
     session_id: Mapped[int] = mapped_column(ForeignKey("prompt_sessions.id", ondelete="CASCADE"))
-    turn: Mapped[int]
+    turn: Mapped[int | None]
+    submission_id: Mapped[int | None] = mapped_column(ForeignKey("submissions.id", ondelete="CASCADE"))
+    component: Mapped[str | None] = mapped_column(String(16))
     revision: Mapped[int] = mapped_column(server_default="1")
     score: Mapped[float] = mapped_column(Numeric(asdecimal=False))
     reason: Mapped[str] = mapped_column(Text)
@@ -163,6 +192,8 @@ class ScoreOverride(Base):
 
     __table_args__ = (
         Index("ix_score_overrides_session_id_turn", "session_id", "turn"),
+        CheckConstraint("(submission_id IS NULL) = (component IS NULL)", name="component_of_a_submission"),
+        CheckConstraint("(turn IS NULL) = (submission_id IS NOT NULL)", name="of_a_turn_or_a_submission"),
         CheckConstraint("score BETWEEN 0 AND 100", name="score"),
     )
 

@@ -47,11 +47,11 @@ async def list_evaluations(session_id: SessionId, cursor: Cursor = 0, limit: Lim
         evaluations = EvaluationRepository(db)
         runs = await evaluations.runs(session.id, after=cursor, limit=limit + 1)
         calls = await evaluations.calls_of([run.id for run in runs])
-        turn_ids = await TurnRepository(db).client_ids(session.id, {run.turn for run in runs})
+        turn_ids = await TurnRepository(db).client_ids(session.id, {run.judged_turn for run in runs})
     return page(
         runs,
         limit,
-        lambda run: EvaluationBody.of(run, turn_ids.get(run.turn), calls.get(run.id, _NO_CALLS)),
+        lambda run: EvaluationBody.of(run, turn_ids.get(run.judged_turn), calls.get(run.id, _NO_CALLS)),
         lambda run: run.id,
     )
 
