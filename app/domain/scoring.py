@@ -78,6 +78,8 @@ class Unscored:
 
 
 Verdict = Score | Unscored
+Turns = Sequence[Verdict] | Mapping[int, Verdict] | Unscored
+"""Of each prompt, in order, or by its number where not every turn has one; or why there is none of any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,21 +212,24 @@ class ScorePolicy:
             for criterion, weight in self.holistic_weights.items()
         )
 
-    def turn_mean(self, turns: Sequence[Verdict]) -> Verdict:
-        """The mean of the prompts' scores, in order; without those that the policy leaves out."""
+    def turn_mean(self, turns: Turns) -> Verdict:
+        """The mean of the prompts' scores, without those that the policy leaves out."""
+        if isinstance(turns, Unscored):
+            return turns
+        numbered = turns.items() if isinstance(turns, Mapping) else enumerate(turns, start=1)
         counted = [
             (f"turn {number}", 1.0, verdict)
-            for number, verdict in enumerate(turns, start=1)
+            for number, verdict in numbered
             if not (isinstance(verdict, Unscored) and verdict.left_out)
         ]
         return _mean(counted) if counted else Unscored("there is no prompt that counts")
 
-    def prompt(self, holistic: Verdict, turns: Sequence[Verdict], r4_session: Verdict) -> Verdict:
+    def prompt(self, holistic: Verdict, turns: Turns, r4_session: Verdict) -> Verdict:
         """The score of all prompting.
 
         Args:
             holistic: of the conversation as a whole.
-            turns: of each prompt, in order; those that the policy leaves out are left out of their mean.
+            turns: of each prompt; those that the policy leaves out are left out of their mean.
             r4_session: R4 of the whole session, as a score (`points`).
         """
         mean = self.turn_mean(turns)
@@ -257,15 +262,16 @@ class ScorePolicy:
         return self._round(RoundingStage.CORRECTNESS, Score(min(passed / total, 1.0) * HIGHEST_SCORE))
 
     def running_time(self, ratio: float) -> Score:
-        """A program's processor time as a multiple of the reference's, above 0, as a score.
+        """A program's processor time as a multiple of the reference's, 0 or more, as a score.
 
         Between the scale's ends every doubling costs the same.
         """
-        if not 0 < ratio < math.inf:
-            raise ValueError("a ratio of times is more than 0")
+        if not 0 <= ratio < math.inf:
+            raise ValueError("a ratio of times is 0 or more")
         full, none = self.speed.full_until, self.speed.none_from
-        share = math.log(none / ratio) / math.log(none / full)
-        return Score(min(max(share, 0.0), 1.0) * HIGHEST_SCORE)
+        if ratio <= full:
+            return Score(HIGHEST_SCORE)
+        return Score(max(math.log(none / ratio) / math.log(none / full), 0.0) * HIGHEST_SCORE)
 
     def performance(self, measured: Verdict, mean_complexity: float | Unscored, correctness: Verdict) -> Verdict:
         """The score of running time and complexity.
