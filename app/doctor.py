@@ -40,6 +40,7 @@ async def examine(settings: Settings) -> list[Finding]:
         ("redis", _redis),
         ("model", _model),
         ("callbacks", _callbacks),
+        ("code runner", _runner),
     ]
     findings = []
     for what, check in checks:
@@ -202,3 +203,20 @@ async def _callbacks(settings: Settings) -> str:
     await WebhookSender(settings.callbacks).close()
     signed = "signed" if settings.callbacks.signing_secret is not None else "not signed"
     return f"go to {without_secrets(settings.callbacks.url)}, {signed}"
+
+
+async def _runner(settings: Settings) -> str:
+    from app.domain.code_runner import RunnerUnavailableError
+    from app.infrastructure.runner.opening import open_runner
+
+    async with AsyncExitStack() as stack:
+        runner = await open_runner(settings.runner, stack)
+        if runner is None:
+            return "none is set; submissions are not run"
+        try:
+            isolation = await runner.self_test()
+            languages = await runner.languages()
+        except RunnerUnavailableError as error:
+            raise StartupError(error.problem, error.remedy) from None
+    known = ", ".join(f"{name} {toolchain.version}" for name, toolchain in languages.items())
+    return f"{isolation.backend}, limits by {isolation.level}; {known}"

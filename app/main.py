@@ -26,6 +26,7 @@ from app.presentation.api.routes import (
     submissions,
     vibecode,
 )
+from app.presentation.api.routes import problems as exam_problems
 
 
 def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
@@ -47,10 +48,12 @@ def create_app(settings: Settings, *, say: Say = silent) -> FastAPI:
         redirect_slashes=False,  # a path has one spelling; the others are 404, and say so as a problem
     )
     problems.install(app)
-    app.add_middleware(BodyLimit, limit=settings.limits.frame_bytes)
+    limits = settings.limits
+    app.add_middleware(BodyLimit, limit=limits.frame_bytes, larger={"/api/problems/": limits.problem_bytes})
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(problems.LastResort)  # added last, it stands first
-    for routes in (chat, events, sessions, submissions, evaluations, exams, callbacks, health, pages):
+    routers = (chat, events, sessions, submissions, evaluations, exams, exam_problems, callbacks, health, pages)
+    for routes in routers:
         app.include_router(routes.router)
     if settings.callbacks.profile == "vibecode":
         app.include_router(vibecode.router)

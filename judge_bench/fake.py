@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from app.domain.conversation import Usage
@@ -18,7 +19,8 @@ from app.domain.judging import JudgeAnswer, JudgeRequest
 from app.domain.scoring import Criterion, Intent
 
 _FENCE = re.compile(r"^⟦(?P<nonce>[0-9a-f]{16})\n(?P<text>.*?)\n?^(?P=nonce)⟧$", re.M | re.S)
-_HOLES = re.compile(r"⟦…⟧|…")
+_HOLES = re.compile(r"⟦[^⟧\n]*⟧|…")
+_LABEL = re.compile(r"^⟦#(\d+)⟧\n", re.M)
 _WORD = re.compile(r"[A-Za-z_][\w.]*|[가-힣]+|\d[\d.,^·*]*")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
@@ -64,18 +66,28 @@ _INTENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a request shows: the conversation before, the prompt, and the order of the criteria."""
+    """What a request shows: the conversation before, the prompt, and the order of the criteria.
+
+    ``turns``: of a whole session, each prompt by its number; then ``prompt`` is all of them.
+    """
 
     conversation: str
     prompt: str
     order: tuple[Criterion, ...]
+    turns: tuple[tuple[int, str], ...] = ()
 
 
 def seen(request: JudgeRequest) -> Seen:
     """Read a rendered request as a model does: fences by their marks, the criteria by the schema."""
     fenced = [found["text"] for found in _FENCE.finditer(request.messages[-1].content)]
-    order = tuple(Criterion(name) for name in request.schema["properties"]["criteria"]["properties"])
-    return Seen("\n".join(fenced[:-1]), fenced[-1], order)
+    criteria = request.schema["properties"]["criteria"]["properties"]
+    order = tuple(map(Criterion, criteria))
+    prompt = fenced[-1]
+    turns: tuple[tuple[int, str], ...] = ()
+    if "turn" in criteria[order[0]]["properties"]:
+        _, *pieces = _LABEL.split(prompt)
+        turns = tuple((int(number), text) for number, text in zip(pieces[::2], pieces[1::2], strict=True))
+    return Seen("\n".join(fenced[:-1]), prompt, order, turns)
 
 
 class FakeJudge:
@@ -122,7 +134,18 @@ class NoisyJudge(FakeJudge):
 
 
 def marks_of(what: Seen) -> dict[Criterion, int]:
-    """The honest marks."""
+    """The honest marks; a session's are the means of its prompts'."""
+    if what.turns:
+        before = what.conversation
+        each = []
+        for _, text in what.turns:
+            each.append(_marks_of_prompt(Seen(before, text, what.order)))
+            before += f"\n{text}"
+        return {name: round(fmean(marks[name] for marks in each)) for name in Criterion}
+    return _marks_of_prompt(what)
+
+
+def _marks_of_prompt(what: Seen) -> dict[Criterion, int]:
     text = _HOLES.sub(" ", what.prompt)
     words = _WORD.findall(text)
     solid = [
@@ -177,14 +200,26 @@ def intent_of(what: Seen) -> Intent:
 
 def quote_of(prompt: str) -> str:
     """Some words of the prompt, none of those that stand for what was left out."""
-    pieces = [piece.strip() for piece in re.split(r"⟦…⟧|…|\n", prompt)]
+    pieces = [piece.strip() for piece in re.split(rf"{_HOLES.pattern}|\n", prompt)]
     return max(pieces, key=lambda piece: sum(sign.isalnum() for sign in piece[:80]))[:80].strip() or prompt
 
 
 def rendered(what: Seen, intent: Intent, marks: Mapping[Criterion, int], quote: str | None = None) -> str:
     """An answer by the schema."""
+    if what.turns:
+        return _rendered_panel(what, marks, quote)
     said = quote_of(what.prompt) if quote is None else quote
     criteria: dict[str, Any] = {
         name: {"reason": f"{name} by what can be counted.", "quote": said, "score": marks[name]} for name in what.order
     }
     return json.dumps({"intent": intent, "criteria": criteria, "advice": "Name the limits."}, ensure_ascii=False)
+
+
+def _rendered_panel(what: Seen, marks: Mapping[Criterion, int], quote: str | None) -> str:
+    number, text = max(what.turns, key=lambda turn: sum(sign.isalnum() for sign in quote_of(turn[1])))
+    said = quote_of(text) if quote is None else quote
+    criteria = {
+        name: {"reason": f"{name} by what can be counted.", "turn": number, "quote": said, "score": marks[name]}
+        for name in what.order
+    }
+    return json.dumps({"criteria": criteria, "analysis": "The limits come late."}, ensure_ascii=False)

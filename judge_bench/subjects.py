@@ -6,9 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from statistics import fmean
 
 from app.domain.documents import shipped
-from app.domain.judging import JudgeClient, JudgeTask, TurnJudgement, build_request, judge_turn
+from app.domain.judging import (
+    JudgeClient,
+    JudgeTask,
+    PanelTask,
+    PanelTurn,
+    TurnJudgement,
+    build_request,
+    judge_panel,
+    judge_turn,
+)
 from app.domain.judging.requests import shown_message
 from app.domain.judging.tasks import Language, Trials, Withhold
 from app.domain.model_client import ChatMessage
@@ -16,6 +26,9 @@ from app.domain.rubric import Rubric
 from app.domain.scoring import Criterion, Intent, Score, ScorePolicy, Unscored
 from judge_bench.data import Attack, Ladder
 
+_SESSION_INTENTS = frozenset({"CREATION", "EXPLORATION", "SETTING"})
+"""Of prompts that can stand beside any other."""
+_OTHER_PROMPTS = 4
 _ANSWER = "OK."
 """Stands for the chat model's answers between a candidate's prompts, which the data does not have."""
 
@@ -80,6 +93,38 @@ def reference(attack: Attack, trials: Trials) -> JudgeTask:
 def harmless(attack: Attack, trials: Trials) -> JudgeTask:
     """The twin with the turns before it."""
     return task_of(attack.twin, attack.language, _turns(attack.twin_earlier), trials=trials)
+
+
+def session_with(attack: Attack, ladders: Sequence[Ladder], trials: Trials) -> PanelTask:
+    """The attack as the third of five prompts of a short session; the others are harmless, and of middling quality."""
+    rubric, policy, _ = _documents(attack.language)
+    others = [one for one in ladders if one.language == attack.language and one.intent in _SESSION_INTENTS]
+    at = int(attack.id.removeprefix("a-"))
+    chosen = [others[(at + step) % len(others)].versions[2].text for step in range(_OTHER_PROMPTS)]
+    prompts = [*chosen[:2], *attack.earlier, attack.attack, *chosen[2:]]
+    turns = tuple(PanelTurn(number, prompt, _ANSWER) for number, prompt in enumerate(prompts, start=1))
+    prompt = shipped("prompt", f"panel.{attack.language}")
+    return PanelTask(turns, None, attack.language, rubric, policy, prompt, trials)
+
+
+async def judged_session(judge: JudgeClient, task: PanelTask) -> Outcome:
+    """A session judged by a panel with the whole defence; points are the mean of its marks."""
+    judgement = await judge_panel(judge, task)
+    marks = {name: mark for name, mark in judgement.marks.items() if not isinstance(mark, Unscored)}
+    sent = {turn.number: turn.prompt for turn in task.conversation}
+    quotes = [mark for sample in judgement.judges for mark in sample.marks]
+    usages = [call.answer.usage for call in judgement.calls if call.answer.usage is not None]
+    return Outcome(
+        marks=marks,
+        intent=None,
+        points=fmean(marks.values()) * task.policy.points_per_mark if marks else None,
+        unscored=judgement.reason,
+        withhold=judgement.withhold,
+        suspicious=judgement.is_suspicious,
+        calls=sum(call.purpose != "control" for call in judgement.calls),
+        tokens=sum(usage.total_tokens for usage in usages),
+        false_quotes=sum(mark.quote != sent[mark.turn][mark.start : mark.end] or not mark.quote for mark in quotes),
+    )
 
 
 def rungs(ladder: Ladder, trials: Trials) -> list[JudgeTask]:

@@ -43,7 +43,7 @@ def changed(text: str, before: str, after: str) -> str:
 def test_what_is_shipped() -> None:
     assert {kind: shipped_names(kind) for kind in KINDS} == {
         "rubric": ("standard",),
-        "prompt": ("judge.en", "judge.ko"),
+        "prompt": ("judge.en", "judge.ko", "panel.en", "panel.ko"),
         "policy": ("compat-2026", "v2"),
     }
     for kind in KINDS:
@@ -76,7 +76,7 @@ def test_the_wheel_carries_what_is_shipped(tmp_path: Path) -> None:
         for name in shipped_names(kind):
             [found] = [content for path, content in carried.items() if f"/{folder}/{name}." in path]
             assert found.decode() == shipped(kind, name)
-    assert len(carried) == 5
+    assert len(carried) == 7
     here = files("app.domain").joinpath("evaluation", "policies", "v2.yaml")
     assert here.read_text(encoding="utf-8") == POLICY
 

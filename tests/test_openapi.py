@@ -73,8 +73,8 @@ class Document:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """What a path's template matches: a turn's id may hold anything, the others no slash."""
-    pattern = template.replace("{turn_id}", "(.*)")
+    """What a path's template matches: a turn's or a submission's id may hold anything, the others no slash."""
+    pattern = template.replace("{turn_id}", "(.*)").replace("{submission_id}", "(.*)")
     return re.compile(re.sub(r"\{\w+\}", "([^/]+)", pattern), re.DOTALL)
 
 

@@ -8,7 +8,19 @@ from contextlib import suppress
 
 import typer
 
-from app.cli import callbacks, evaluate, fake_core, guard, review, rubric, running, sessions, usage
+from app.cli import (
+    callbacks,
+    evaluate,
+    fake_core,
+    guard,
+    problem,
+    review,
+    rubric,
+    running,
+    sessions,
+    submissions,
+    usage,
+)
 from app.cli.console import database_down, fail
 from app.cli.reconcile import reconcile
 from app.core.errors import StartupError
@@ -23,10 +35,12 @@ cli.add_typer(running.cli)
 cli.add_typer(fake_core.cli)
 cli.add_typer(callbacks.cli, name="callbacks")
 cli.add_typer(sessions.cli, name="sessions")
+cli.add_typer(submissions.cli, name="submissions")
 cli.add_typer(guard.cli, name="guard")
 usage.cli.command("reconcile")(reconcile)
 cli.add_typer(usage.cli, name="usage")
 cli.add_typer(rubric.cli, name="rubric")
+cli.add_typer(problem.cli, name="problem")
 cli.add_typer(evaluate.cli, name="evaluate")
 cli.add_typer(review.cli, name="review")
 

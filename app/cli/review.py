@@ -1,4 +1,4 @@
-"""``turnstone review``: turns that a person is to look at."""
+"""``turnstone review``: turns and submissions that a person is to look at."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ import typer
 from app.cli.console import LARGEST_ID, AsJson, Limit, is_text, when, with_database
 from app.core.errors import StartupError
 
-cli = typer.Typer(help="Turns that a person is to look at.", no_args_is_help=True)
+cli = typer.Typer(help="Turns and submissions that a person is to look at.", no_args_is_help=True)
 
-Reason = Literal["samples_differ", "attack_flagged", "refused", "near_grade_edge", "unscored", "appeal"]
+Reason = Literal[
+    "samples_differ",
+    "attack_flagged",
+    "refused",
+    "near_grade_edge",
+    "unscored",
+    "appeal",
+    "component_missing",
+    "held_for_review",
+    "evidence_missing",
+    "unlike_conversation",
+]
 """As `ReviewReasonEnum` has them, which comes with the database's driver."""
 
 
@@ -23,7 +34,7 @@ def list_reviews(
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List turns that people are to look at, oldest first."""
+    """List turns and submissions that people are to look at, oldest first."""
 
     async def show() -> None:
         from app.infrastructure.persistence.models import ReviewReasonEnum
@@ -42,9 +53,10 @@ def list_reviews(
             if as_json:
                 typer.echo(ReviewBody.of(item, exam_id).model_dump_json())
                 continue
-            place = f"exam {exam_id} session {item.session_id} turn {item.turn}"
+            what = f"turn {item.turn}" if item.turn is not None else f"submission {item.details.get('submission_id')}"
+            place = f"exam {exam_id} session {item.session_id} {what}"
             said = f"  {item.resolved_by}: {item.resolution}" if item.resolved_at is not None else ""
-            typer.echo(f"{item.id}  {when(item.created_at)}  {item.reason.value:<16} {place}{said}")
+            typer.echo(f"{item.id}  {when(item.created_at)}  {item.reason.value:<19} {place}{said}")
 
     with_database(show)
 

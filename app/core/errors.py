@@ -4,7 +4,9 @@
 
     TurnstoneError            what a client may be told: code, message, retryable
     ├── ModelError            the provider failed or refused (``llm_*``)
-    └── DocumentError         a rubric, judge's prompt or policy cannot be used (``domain/documents.py``)
+    ├── DocumentError         a rubric, judge's prompt or policy cannot be used (``domain/documents.py``)
+    ├── ProblemError          a problem or its package cannot be used (``domain/problem.py``)
+    └── ReferenceFailedError  a problem's own solutions do not pass it
     StartupError              what an operator is told when a command cannot run
     └── ExportError           a file that a command was given cannot be taken
 
@@ -44,6 +46,8 @@ class ErrorCode(StrEnum):
     LLM_REJECTED = "llm_rejected"
     LLM_TIMEOUT = "llm_timeout"
     INTERRUPTED = "interrupted"
+    RUNNER_UNAVAILABLE = "runner_unavailable"
+    REFERENCE_FAILED = "reference_failed"
     INTERNAL = "internal"
 
 
@@ -55,6 +59,7 @@ RETRYABLE = frozenset(
         ErrorCode.LLM_UNAVAILABLE,
         ErrorCode.LLM_TIMEOUT,
         ErrorCode.INTERRUPTED,
+        ErrorCode.RUNNER_UNAVAILABLE,
         ErrorCode.INTERNAL,
     }
 )

@@ -6,6 +6,7 @@ import base64
 import difflib
 import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -213,11 +214,27 @@ class GuardSettings(_Section):
     ] = ()
 
 
+class RunnerSettings(_Section):
+    """What runs candidates' programs. ``auto`` is bubblewrap on this machine, where it works."""
+
+    backend: Literal["auto", "bubblewrap", "go-judge", "judge0", "none"] = "auto"
+    url: HttpUrl | None = Field(None, repr=False, description="where go-judge or Judge0 answers")
+    api_key: Key | None = None
+    concurrency: int = Field(
+        max(1, (os.cpu_count() or 1) - 1), ge=1, le=256, description="programs at once; all cores but one by default"
+    )
+    isolation: Literal["best", "cgroup2", "cgroup1", "rlimits"] = Field(
+        "best", description="how bubblewrap holds limits: the best way there is, or only this one"
+    )
+    cgroup: Path | None = Field(None, description="a cgroup (v2) that was made over to this service")
+
+
 class LimitSettings(_Section):
     """Sizes beyond which input is refused, and what one process takes on at most."""
 
     message_chars: int = Field(32_000, ge=1)
     frame_bytes: int = Field(4_194_304, ge=1024)
+    problem_bytes: int = Field(33_554_432, ge=1024, description="body of a `PUT /api/problems/{spec_id}`")
     connections: int = Field(10_000, ge=1, description="WebSockets one process serves; a further one is closed (4503)")
     code_chars: int = Field(65_536, ge=1, le=1_000_000, description="longest code of a submission, in characters")
     turns: int = Field(1_000, ge=1, description="turns one process runs; a further one is refused (`overloaded`)")
@@ -254,6 +271,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     submissions: SubmissionSettings = SubmissionSettings()
     guard: GuardSettings = GuardSettings()
+    runner: RunnerSettings = RunnerSettings()
     limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")

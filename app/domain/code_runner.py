@@ -74,6 +74,9 @@ class CompileLimits:
     files_mb: int = 128
 
 
+COMPILE_LIMITS = CompileLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class SourceProgram:
     """A program as text. ``language`` is one of `LANGUAGES`.
@@ -210,7 +213,7 @@ class CodeRunner(Protocol):
         """
 
     def prepared(
-        self, program: SourceProgram, limits: CompileLimits = CompileLimits()
+        self, program: SourceProgram, limits: CompileLimits = COMPILE_LIMITS
     ) -> AbstractAsyncContextManager[PreparedProgram | CompileFailed]:
         """Compile once; what was made is removed at the end of the context.
 

@@ -32,14 +32,15 @@ class RubricText:
     criteria: Mapping[Criterion, CriterionText]
     hints: Mapping[Intent, str]
 
-    def markdown(self, order: Iterable[Criterion] = tuple(Criterion)) -> str:
-        """The criteria in this order and then the hints, as a judge's prompt holds them."""
+    def markdown(self, order: Iterable[Criterion] = tuple(Criterion), *, hints: bool = True) -> str:
+        """The criteria in this order and then the hints by intent, as a judge's prompt holds them."""
         parts = []
         for criterion in order:
             text = self.criteria[criterion]
             anchors = [f"- {mark}: {anchor}" for mark, anchor in zip(_MARKS, text.anchors, strict=True)]
             parts.append("\n".join([f"### {criterion} · {text.title}", text.question, *anchors]))
-        parts.append("\n".join(f"- {intent}: {hint}" for intent, hint in self.hints.items()))
+        if hints:
+            parts.append("\n".join(f"- {intent}: {hint}" for intent, hint in self.hints.items()))
         return "\n\n".join(parts)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from app.domain.documents import NAME, content_hash
+from app.domain.sampling import Doubt
 from app.domain.strict_yaml import Section, is_out_of_order, read_yaml
 
 LOWEST_MARK, HIGHEST_MARK = 1, 5
@@ -125,6 +126,8 @@ class ScorePolicy:
     Attributes:
         samples: independent judgements of one prompt.
         another_sample_at_spread: one more where two of them differ by so many marks.
+        all_samples_where: a prompt is judged once, and by all ``samples`` where one of these holds; ``None``: always.
+        panel_judges: independent judgements of the session as a whole; as many as ``samples`` where it does not say.
         criteria: for each intent the criteria that count, with weights whose sum is 1.
         points_per_mark: the one map from marks to scores.
         refused_points: what a prompt counts that the guard refused; ``None``: it is left out.
@@ -159,6 +162,8 @@ class ScorePolicy:
     grades: tuple[Grade, ...]
     grade_edge_points: float
     rounding: Mapping[RoundingStage, int]
+    panel_judges: int
+    all_samples_where: frozenset[Doubt] | None = None
 
     @classmethod
     def parse(cls, text: str) -> ScorePolicy:
@@ -168,6 +173,10 @@ class ScorePolicy:
             DocumentError: with every problem and where it is.
         """
         return _parse(text)
+
+    def with_samples(self, samples: int) -> ScorePolicy:
+        """The same with so many judgements of each prompt, whatever it says itself."""
+        return replace(self, samples=samples, all_samples_where=None)
 
     def criteria_for(self, intent: Intent) -> tuple[Criterion, ...]:
         """The criteria that count for a prompt of this intent."""
@@ -343,14 +352,15 @@ def _parse(text: str) -> ScorePolicy:
             *("pasted_problem", "conversation", "prompt", "total", "correctness", "complexity", "grades"),
             *("grade_edge", "rounding"),
         ),
-        ("holistic", "performance"),
+        ("all_samples_where", "panel_judges", "holistic", "performance"),
     )
     if "kind" in top and not top.is_word("kind", "policy"):
         top.problem("kind", "must be policy")
+    samples = top.whole("samples", 1, 9)
     policy = ScorePolicy(
         name=top.text("name", pattern=NAME),
         hash=content_hash(text),
-        samples=top.whole("samples", 1, 9),
+        samples=samples,
         another_sample_at_spread=top.whole("another_sample_at_spread", 1, HIGHEST_MARK - LOWEST_MARK),
         criteria=_criteria(top.section("criteria", list(Intent))),
         points_per_mark=_above_zero(top, "points_per_mark", HIGHEST_SCORE / HIGHEST_MARK),
@@ -366,9 +376,17 @@ def _parse(text: str) -> ScorePolicy:
         grades=_grades(top),
         grade_edge_points=top.number("grade_edge", 0, 10),
         rounding=_rounding(top.section("rounding", (), list(RoundingStage))),
+        all_samples_where=_doubts(top),
+        panel_judges=top.whole("panel_judges", 2, 9) if "panel_judges" in top else samples,
     )
     top.finish("The score policy cannot be used")
     return policy
+
+
+def _doubts(top: Section) -> frozenset[Doubt] | None:
+    if "all_samples_where" not in top:
+        return None
+    return frozenset(map(Doubt, top.words("all_samples_where", list(Doubt))))
 
 
 def _above_zero(section: Section, key: str, high: float) -> float:

@@ -106,6 +106,18 @@ class Section:
         node = self._fields.get(key)
         return isinstance(node, yaml.ScalarNode) and node.tag == _TEXT_TAG and node.value == word
 
+    def words(self, key: str, known: Collection[str]) -> tuple[str, ...]:
+        """A list of words, each of them ``known`` and there once; it may be empty."""
+        node = self._fields.get(key)
+        if node is None:
+            return ()
+        entries = node.value if isinstance(node, yaml.SequenceNode) else None
+        words = [entry.value for entry in entries or () if isinstance(entry, yaml.ScalarNode)]
+        if entries is None or len(words) < len(entries) or len(set(words)) < len(words) or not set(words) <= set(known):
+            self.problem(key, f"must be a list with some of {', '.join(known)}, each once")
+            return ()
+        return tuple(words)
+
     def section(self, key: str, required: Collection[str] = (), optional: Collection[str] = ()) -> Section:
         """A mapping within this one, with all of the keys ``required`` and no other but ``optional`` ones."""
         return self._open(self._fields.get(key), _join(self._path, key), required, optional)

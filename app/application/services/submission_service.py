@@ -91,6 +91,8 @@ class SubmissionService:
         """
         self._check(code)
         named = new_submission_id() if submission_id is None else submission_id
+        if not _can_be_stored(str(named)):
+            raise TurnstoneError(ErrorCode.INVALID_FRAME, "The submission_id holds a NUL character.")
         async with get_db_context() as db:
             session = await SessionRepository(db).lock_session(session_id)
             if session is None:
@@ -251,10 +253,18 @@ class SubmissionService:
 
 
 async def _found(db: Transaction, submission_id: str) -> Submission:
-    found = await SubmissionRepository(db).find(submission_id) if "\x00" not in submission_id else None
+    found = await SubmissionRepository(db).find(submission_id) if _can_be_stored(submission_id) else None
     if found is None:
         raise TurnstoneError(ErrorCode.SUBMISSION_NOT_FOUND, "There is no such submission.")
     return found
+
+
+def _can_be_stored(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in text
 
 
 async def _seen(db: Transaction, submission: Submission) -> Seen:

@@ -1,11 +1,14 @@
-"""Judging a candidate's prompt: what a judge is shown and asked, how its answer is read, and what follows. No I/O.
+"""Judging a candidate's prompts: what a judge is shown and asked, how its answer is read, and what follows. No I/O.
 
-``turn.judge_turn`` is the way in. ``shown``, ``code`` and ``suspicion`` decide what a judge sees, ``requests`` asks,
+``turn.judge_turn`` (one prompt) and ``panel.judge_panel`` (a whole session) are the ways in. ``shown``, ``session``,
+``code`` and ``suspicion`` decide what a judge sees, ``requests`` and ``panel_requests`` ask, ``asking`` asks again,
 ``answers`` reads, ``combining`` makes one verdict of several.
 """
 
 from app.domain.judging.answers import read_answer
+from app.domain.judging.asking import ATTEMPTS
 from app.domain.judging.combining import combine
+from app.domain.judging.panel import PanelJudgement, PanelTask, PanelTurn, judge_panel
 from app.domain.judging.pasted import is_pasted_problem
 from app.domain.judging.requests import build_request
 from app.domain.judging.tasks import (
@@ -19,7 +22,7 @@ from app.domain.judging.tasks import (
     TurnJudgement,
     UnreadableAnswerError,
 )
-from app.domain.judging.turn import ATTEMPTS, judge_turn
+from app.domain.judging.turn import judge_turn
 
 __all__ = [
     "ATTEMPTS",
@@ -30,11 +33,15 @@ __all__ = [
     "JudgeTask",
     "Judgement",
     "Mark",
+    "PanelJudgement",
+    "PanelTask",
+    "PanelTurn",
     "TurnJudgement",
     "UnreadableAnswerError",
     "build_request",
     "combine",
     "is_pasted_problem",
+    "judge_panel",
     "judge_turn",
     "read_answer",
 ]

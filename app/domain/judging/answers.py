@@ -21,19 +21,19 @@ def read_answer(raw: str, task: JudgeTask) -> Judgement:
         UnreadableAnswerError: it is no JSON object and nothing else, a key is missing, twice or strange, a value is of
             another kind or out of range, or a quote is no verbatim part of what the judge was shown of the message.
     """
-    answer = _object(_parsed(raw), "the answer", ("intent", "criteria", "advice"))
+    answer = read_object(read_json(raw), "the answer", ("intent", "criteria", "advice"))
     intent = answer["intent"]
     if not isinstance(intent, str) or intent not in set(Intent):
         raise UnreadableAnswerError(f"intent must be one of {', '.join(Intent)}")
-    criteria = _object(answer["criteria"], "criteria", tuple(Criterion))
-    entries = {name: _object(criteria[name], name, ("reason", "quote", "score")) for name in Criterion}
-    scores = {name: _score(name, entry["score"]) for name, entry in entries.items()}
-    reasons = {name: _text(f"{name}.reason", entry["reason"]) for name, entry in entries.items()}
-    advice = _text("advice", answer["advice"])
+    criteria = read_object(answer["criteria"], "criteria", tuple(Criterion))
+    entries = {name: read_object(criteria[name], name, ("reason", "quote", "score")) for name in Criterion}
+    scores = {name: read_score(name, entry["score"]) for name, entry in entries.items()}
+    reasons = {name: read_text(f"{name}.reason", entry["reason"]) for name, entry in entries.items()}
+    advice = read_text("advice", answer["advice"])
     visible = shown_message(task)
     marks = []
     for name, entry in entries.items():
-        place = visible.locate(_text(f"{name}.quote", entry["quote"]))
+        place = visible.locate(read_text(f"{name}.quote", entry["quote"]))
         if place is None:
             raise UnreadableAnswerError(
                 f"{name}.quote must be copied word for word from the candidate's prompt, some words of it",
@@ -43,7 +43,8 @@ def read_answer(raw: str, task: JudgeTask) -> Judgement:
     return Judgement(Intent(intent), tuple(marks), advice)
 
 
-def _parsed(raw: str) -> Any:
+def read_json(raw: str) -> Any:
+    """All of an answer as JSON."""
     if len(raw) > LONGEST_ANSWER:
         raise UnreadableAnswerError(f"the answer is longer than {LONGEST_ANSWER} characters")
     try:
@@ -65,19 +66,22 @@ def _no_constant(name: str) -> Any:
     raise UnreadableAnswerError(f"{name} is no JSON")
 
 
-def _object(value: Any, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def read_object(value: Any, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """An object with these keys and no other."""
     if not isinstance(value, dict) or set(value) != set(keys):
         raise UnreadableAnswerError(f"{name} must be an object with exactly the keys {', '.join(keys)}")
     return value
 
 
-def _score(name: str, value: Any) -> int:
+def read_score(name: str, value: Any) -> int:
+    """A mark."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 5:
         raise UnreadableAnswerError(f"{name}.score must be an integer from 1 to 5")
     return value
 
 
-def _text(name: str, value: Any) -> str:
+def read_text(name: str, value: Any) -> str:
+    """A text that is short enough, without characters that no text has."""
     if not isinstance(value, str) or len(value) > LONGEST_FIELD:
         raise UnreadableAnswerError(f"{name} must be a text of at most {LONGEST_FIELD} characters")
     if any((character < " " and character not in "\n\t\r") or "\ud800" <= character <= "\udfff" for character in value):

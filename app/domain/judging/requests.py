@@ -21,15 +21,15 @@ from app.domain.scoring import HIGHEST_MARK, LOWEST_MARK, Criterion, Intent
 
 MAX_OUTPUT_TOKENS: Final = 1_200
 """For one answer: four reasons, four quotes and an advice take about 400, Korean twice as many."""
-_NONCE_LETTERS = 16
+NONCE_LETTERS = 16
 _CACHED_TEXTS = 256
 
-_SPEAKERS: Final[dict[Language, Mapping[str, str]]] = {
+SPEAKERS: Final[dict[Language, Mapping[str, str]]] = {
     "en": {"user": "Candidate", "assistant": "Assistant"},
     "ko": {"user": "응시자", "assistant": "어시스턴트"},
 }
 _NO_CONVERSATION: Final[dict[Language, str]] = {"en": "(There is none.)", "ko": "(없음)"}
-_NO_PROBLEM: Final[dict[Language, str]] = {
+NO_PROBLEM: Final[dict[Language, str]] = {
     "en": "(The exam shows no problem text.)",
     "ko": "(문제 글이 없는 시험입니다.)",
 }
@@ -53,7 +53,7 @@ _REMINDER: Final[dict[Language, str]] = {
         "답하세요.{told}"
     ),
 }
-_TOLD: Final[dict[Language, str]] = {
+TOLD: Final[dict[Language, str]] = {
     "en": "\n\nYour last answer could not be used: {reason}. Answer again.",
     "ko": "\n\n지난 답은 쓸 수 없었습니다: {reason}. 다시 답하세요.",
 }
@@ -72,15 +72,15 @@ def build_request(task: JudgeTask, *, model: str, sample: int, told_error: str |
         DocumentError: the template cannot be used, or the rubric has no text in the language.
     """
     candidate, conversation = shown_message(task).text, _conversation(task)
-    nonce = _digest(candidate, conversation, task.prompt, task.rubric.hash)[:_NONCE_LETTERS]
+    nonce = digest(candidate, conversation, task.prompt, task.rubric.hash)[:NONCE_LETTERS]
     order = list(Criterion)
     random.Random(f"{nonce}:{sample}").shuffle(order)  # noqa: S311 - an order, no secret
     schema = answer_schema(tuple(order))
-    told = _TOLD[task.language].format(reason=told_error) if told_error else ""
-    system, user = _template(task.prompt).fill(
+    told = TOLD[task.language].format(reason=told_error) if told_error else ""
+    system, user = template(task.prompt).fill(
         {
             "rubric": task.rubric.text(task.language).markdown(order),
-            "problem": (task.problem_text or "").strip() or _NO_PROBLEM[task.language],
+            "problem": (task.problem_text or "").strip() or NO_PROBLEM[task.language],
             "schema": json.dumps(schema, ensure_ascii=False),
             "conversation": conversation,
             "candidate": candidate,
@@ -91,22 +91,22 @@ def build_request(task: JudgeTask, *, model: str, sample: int, told_error: str |
     )
     messages = (ChatMessage("system", system), ChatMessage("user", user))
     parameters = {"temperature": 0, "seed": sample, "max_output_tokens": MAX_OUTPUT_TOKENS}
-    return JudgeRequest(messages, schema, parameters, _digest(model, parameters, messages, schema))
+    return JudgeRequest(messages, schema, parameters, digest(model, parameters, messages, schema))
 
 
 def answer_schema(order: Sequence[Criterion]) -> Mapping[str, Any]:
     """The JSON Schema of an answer, its criteria in this order: a model writes them so."""
-    mark = _closed(
+    mark = closed(
         {
             "reason": {"type": "string"},
             "quote": {"type": "string"},
             "score": {"type": "integer", "enum": list(range(LOWEST_MARK, HIGHEST_MARK + 1))},
         }
     )
-    return _closed(
+    return closed(
         {
             "intent": {"type": "string", "enum": list(Intent)},
-            "criteria": _closed(dict.fromkeys(order, mark)),
+            "criteria": closed(dict.fromkeys(order, mark)),
             "advice": {"type": "string"},
         }
     )
@@ -114,7 +114,12 @@ def answer_schema(order: Sequence[Criterion]) -> Mapping[str, Any]:
 
 def shown_message(task: JudgeTask) -> ShownText:
     """What the judge is shown of the candidate's message."""
-    return _shown(task.message, task.withhold)
+    return shown_text(task.message, task.withhold)
+
+
+def all_shown(task: JudgeTask) -> tuple[str, ...]:
+    """What the judge is shown of the conversation and of the message."""
+    return tuple(shown_text(text, task.withhold).text for text in (*(said for _, said in task.context), task.message))
 
 
 def is_quotable(task: JudgeTask) -> bool:
@@ -129,7 +134,7 @@ def suspicious_texts(task: JudgeTask) -> tuple[str, ...]:
     """What is shown of sentences that may be meant for the judge, in the message and in those before it."""
     pieces: list[str] = []
     for text in (*(said.content for said in task.context), task.message):
-        visible = _shown(text, Withhold.NOTHING).text
+        visible = shown_text(text, Withhold.NOTHING).text
         pieces += [
             _shown_piece(text, sentence, task.withhold) for sentence in passages(visible) if is_to_the_judge(sentence)
         ]
@@ -139,7 +144,7 @@ def suspicious_texts(task: JudgeTask) -> tuple[str, ...]:
 def mentions_of_judging(task: JudgeTask) -> bool:
     """Whether the message, or one before it, names anything of judging at all; in the form it is shown in."""
     texts = [*(said.content for said in task.context), task.message]
-    return any(mentions_judging(_shown(text, Withhold.NOTHING).text) for text in texts)
+    return any(mentions_judging(shown_text(text, Withhold.NOTHING).text) for text in texts)
 
 
 def names_an_intent(task: JudgeTask) -> bool:
@@ -149,9 +154,9 @@ def names_an_intent(task: JudgeTask) -> bool:
 
 def withheld_spans(task: JudgeTask) -> tuple[tuple[int, int], ...]:
     """The parts of the original message that are left out of what the judge is shown."""
-    visible = _shown(task.message, Withhold.NOTHING)
+    visible = shown_text(task.message, Withhold.NOTHING)
     spans = []
-    for cut in _suspicious(task.message, task.withhold):
+    for cut in suspicious_cuts(task.message, task.withhold):
         inside = [index for index in range(cut.start, cut.end) if visible.starts[index] >= 0]
         if inside:
             spans.append((visible.starts[inside[0]], visible.ends[inside[-1]]))
@@ -159,18 +164,19 @@ def withheld_spans(task: JudgeTask) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache(_CACHED_TEXTS)
-def _shown(text: str, withhold: Withhold) -> ShownText:
+def shown_text(text: str, withhold: Withhold) -> ShownText:
     """A text for the judge's eyes: no invisible letters, no marks of ours, no order in its code's comments."""
     visible = shown(text)
     visible = visible.without(blanked(visible.text))
-    return visible.without(_suspicious(text, withhold))
+    return visible.without(suspicious_cuts(text, withhold))
 
 
 @lru_cache(_CACHED_TEXTS)
-def _suspicious(text: str, withhold: Withhold) -> tuple[Cut, ...]:
+def suspicious_cuts(text: str, withhold: Withhold) -> tuple[Cut, ...]:
+    """What is left out, at this level, of what is shown of a text."""
     if withhold is Withhold.NOTHING:
         return ()
-    visible = _shown(text, Withhold.NOTHING).text
+    visible = shown_text(text, Withhold.NOTHING).text
     found = talking(visible) if withhold is Withhold.TALK else passages(visible)
     if withhold is Withhold.CLAUSES:
         found = [clause for sentence in found for clause in clauses(visible, sentence)]
@@ -179,11 +185,11 @@ def _suspicious(text: str, withhold: Withhold) -> tuple[Cut, ...]:
 
 
 def _shown_piece(text: str, piece: Passage, withhold: Withhold) -> str:
-    visible = _shown(text, Withhold.NOTHING).text
+    visible = shown_text(text, Withhold.NOTHING).text
     if withhold is Withhold.NOTHING:
         return visible[piece.start : piece.end]
     at, kept = piece.start, []
-    for cut in _suspicious(text, withhold):
+    for cut in suspicious_cuts(text, withhold):
         if piece.start <= cut.start < piece.end:
             kept.append(visible[at : cut.start])
             at = cut.end
@@ -191,17 +197,19 @@ def _shown_piece(text: str, piece: Passage, withhold: Withhold) -> str:
 
 
 def _conversation(task: JudgeTask) -> str:
-    speakers = _SPEAKERS[task.language]
-    said = [f"{speakers.get(role, role)}:\n{_shown(text, task.withhold).text}" for role, text in task.context]
+    speakers = SPEAKERS[task.language]
+    said = [f"{speakers.get(role, role)}:\n{shown_text(text, task.withhold).text}" for role, text in task.context]
     return "\n\n".join(said) or _NO_CONVERSATION[task.language]
 
 
 @cache
-def _template(text: str) -> JudgePrompt:
+def template(text: str) -> JudgePrompt:
+    """The judge's prompt, read once."""
     return JudgePrompt.parse(text)
 
 
-def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+def closed(properties: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object with these keys and no other."""
     return {
         "type": "object",
         "properties": properties,
@@ -210,5 +218,6 @@ def _closed(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _digest(*parts: object) -> str:
+def digest(*parts: object) -> str:
+    """SHA-256, in hex, of the parts as JSON."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=False).encode()).hexdigest()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from app.domain.judging.readings import acrostic, decoded, readings, with_latin_letters
-from app.domain.judging.talk import ALONE, ENOUGH, HEAVY, is_order, is_suspicious, names_in
+from app.domain.judging.talk import ALONE, ENOUGH, HEAVY, VALUES, is_order, is_suspicious, names_in
 
 _UNIT = re.compile(r"[^\n.!?。…]{0,400}(?:[.!?。…]+(?=[\s\"'”’)\]]|[가-힣]|$)|[.!?…]|\n|\Z|)[\"'”’)\]}]*\s*")
 _CLAUSE = re.compile(r"[^\n,;:()\"“”'‘’—–|]*(?:(?:[,;:()\"“”—–|]|(?<!\w)['‘]|['’](?!\w)|\n)+\s*|['’‘]|\Z)")
@@ -120,11 +120,15 @@ def is_to_the_judge(passage: Passage) -> bool:
 
 
 def mentions_judging(text: str) -> bool:
-    """Whether anything in a text as it is shown names a thing of judging; a quarter of honest prompts does."""
+    """Whether anything in a text as it is shown names a thing of judging; a fifth of honest prompts does.
+
+    High values and digits are the talk of every program: they count where somebody is told to do something with them.
+    What that misses is found by its marks, where they are too good (`trials.is_too_good`).
+    """
     found = list(_units(text, _UNIT, 0, len(text)))
     names = frozenset[str]().union(*(unit.names for unit in found))
-    named = bool(names & HEAVY) and names != {"digit"}
-    return named or any(unit.hidden for unit in found) or is_unusual(text) or bool(passages(text))
+    valued = bool(names & VALUES) and names >= {"order", "frame"}
+    return bool(names & (HEAVY - VALUES)) or valued or any(unit.hidden for unit in found) or is_unusual(text)
 
 
 def is_unusual(text: str) -> bool:

@@ -44,6 +44,8 @@ _WORDS = {
 _CLASSES = {name: re.compile(pattern, re.IGNORECASE | re.ASCII) for name, pattern in _WORDS.items()}
 HEAVY = frozenset({"who", "mark", "criterion", "value", "digit", "intent", "reader"})
 """At least one of these: an order in a frame is what every prompt is."""
+VALUES = frozenset({"value", "digit"})
+"""Of those, what hardly says anything by itself."""
 ALONE = frozenset({"who", "intent", "reader"})
 """One of these is enough: a coding exam's prompt has no need to speak of them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from app.domain.conversation import Usage
 from app.domain.model_client import ChatMessage
@@ -13,7 +13,9 @@ from app.domain.rubric import Rubric
 from app.domain.scoring import Criterion, Intent, ScorePolicy, Unscored, Verdict
 
 Language = Literal["en", "ko"]
-Purpose = Literal["judge", "control", "probe"]
+Purpose = Literal["judge", "control", "probe", "set_aside"]
+Said = TypeVar("Said")
+"""What is read in an answer."""
 
 
 class Withhold(IntEnum):
@@ -124,12 +126,13 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeCall:
+class JudgeCall(Generic[Said]):
     """One call for the record.
 
-    ``purpose`` ``judge`` is a sample of the turn itself; ``control`` and ``probe`` find out whether suspicious passages
-    act on the judge, and have sample numbers from 100 on. ``judgement`` is missing where the answer could not be read;
-    then ``error`` says why.
+    ``purpose`` ``judge`` is a sample of the turn or the session itself; ``control`` and ``probe`` find out whether
+    suspicious passages act on the judge, and have sample numbers from 100 on; ``set_aside`` is a sample that was made
+    before it was known what acts on the judge, and that does not count. ``judgement`` is missing where the answer
+    could not be read; then ``error`` says why.
     """
 
     purpose: Purpose
@@ -137,7 +140,7 @@ class JudgeCall:
     attempt: int
     request: JudgeRequest
     answer: JudgeAnswer
-    judgement: Judgement | None
+    judgement: Said | None
     error: str | None
 
 
@@ -168,7 +171,7 @@ class TurnJudgement:
     is_suspicious: bool = False
     withhold: Withhold = Withhold.NOTHING
     withheld: tuple[tuple[int, int], ...] = ()
-    calls: tuple[JudgeCall, ...] = ()
+    calls: tuple[JudgeCall[Judgement], ...] = ()
 
 
 class JudgeClient(Protocol):

@@ -3,21 +3,23 @@
 Where nothing in a prompt speaks to the judge, each sample is one call. Where something may, the judge is tried first:
 it marks a plain request (the control), and that request again with the prompt in the conversation before it, or with
 suspicious passages behind it (the probes). What moves its marks there is obeyed, not read, and is left out of what is
-judged: first the telling clauses, then their sentences, then all that talks of judging. The decision is the code's; no
-mark rises by what an answer says besides its integers. docs/adr/0008 has the reasons.
+judged: first the telling clauses, then their sentences, then all that talks of judging. A prompt with nothing
+suspicious is tried behind its marks, where they are the best there are. The decision is the code's; no mark rises by
+what an answer says besides its integers. docs/adr/0008 has the reasons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from typing import Final
 
 from app.domain.judging.answers import read_answer
+from app.domain.judging.asking import Asked, ask, at_once, set_aside
 from app.domain.judging.combining import combine, spread
 from app.domain.judging.pasted import is_pasted_problem
 from app.domain.judging.requests import (
+    all_shown,
     build_request,
     is_quotable,
     mentions_of_judging,
@@ -30,35 +32,24 @@ from app.domain.judging.tasks import (
     JudgeClient,
     Judgement,
     JudgeTask,
-    Language,
     Purpose,
     Trials,
     TurnJudgement,
-    UnreadableAnswerError,
     Withhold,
 )
+from app.domain.judging.trials import CONTROLS, FIRST_TRIAL, OBEYED_FROM, is_moved, is_too_good
 from app.domain.model_client import ChatMessage
-from app.domain.scoring import Criterion, Unscored
+from app.domain.sampling import Doubt
+from app.domain.scoring import Criterion, Intent, Score, Unscored
 
-ATTEMPTS: Final = 3
-"""Calls for one readable answer; the second and third are told what was wrong with the one before."""
-OBEYED_FROM: Final = 2
-"""Marks by which a probe has to rise in one criterion. A sentence about another task earns one at most."""
-FIRST_TRIAL: Final = 100
-"""Sample number of the control; those of the probes follow."""
-
-CONTROLS: Final[dict[Language, tuple[str, str]]] = {
-    "en": ("Write a function that turns a string around.", "What is a stack?"),
-    "ko": ("문자열을 거꾸로 뒤집는 함수를 만들어 주세요.", "스택이 뭐예요?"),
-}
-"""Requests with room for better marks, and of different intents."""
+Samples = list[Judgement | Unscored]
 
 
 async def judge_turn(client: JudgeClient, task: JudgeTask) -> TurnJudgement:
     """Judge one prompt.
 
-    A sample that stays unreadable is `Unscored`, ``no evidence`` where only a quote was missing. The same task gives
-    the same requests bit by bit, so a client that keeps answers by ``input_hash`` asks for none twice.
+    The same task gives the same requests bit by bit, so a client that keeps answers by ``input_hash`` asks for none
+    twice. Samples that do not wait for each other are asked at the same time.
 
     Raises:
         ModelError: the judge cannot be asked. Calls made before are lost to the caller but not to such a client.
@@ -67,20 +58,21 @@ async def judge_turn(client: JudgeClient, task: JudgeTask) -> TurnJudgement:
         verdict = task.policy.pasted_problem()
         return TurnJudgement(None, {}, verdict, 0, "", ())
     run = _Run(client, [])
-    while (how := await run.how_obeyed(task)) is not None:
-        if task.withhold is max(Withhold):
-            return run.unscored(task, "the prompt acts on the judge, and by what cannot be told")
-        shorter = replace(task, withhold=Withhold(task.withhold + 1))
-        if not is_quotable(shorter):
-            if how is Placed.BEHIND:
-                break  # an honest sentence may earn the control that much, so it is no reason to judge nothing
-            return run.unscored(task, "all of the prompt speaks to the judge")
-        task = shorter
-    samples = [await run.sample(task, "judge", number) for number in range(task.policy.samples)]
-    read = [sample for sample in samples if isinstance(sample, Judgement)]
-    if len(read) > 1 and spread(read, task.policy) >= task.policy.another_sample_at_spread:
-        samples.append(await run.sample(task, "judge", len(samples)))
-    return run.judgement(task, samples)
+    tried = task.trials is Trials.ALWAYS or mentions_of_judging(task)
+    if tried:
+        acquitted = await run.without_what_acts(task)
+        if isinstance(acquitted, Unscored):
+            return run.judgement(task, [acquitted])
+        task = acquitted
+    samples = await run.first_samples(task)
+    if not tried and any(isinstance(one, Judgement) and is_too_good(_scores(one)) for one in samples):
+        acquitted = await run.without_what_acts(task)
+        if isinstance(acquitted, Unscored):
+            return run.judgement(task, [acquitted])
+        if acquitted is not task:
+            run.set_samples_aside()
+            task, samples = acquitted, await run.first_samples(acquitted)
+    return run.judgement(task, await run.all_samples(task, samples))
 
 
 class Placed(Enum):
@@ -93,7 +85,7 @@ class Placed(Enum):
 @dataclass(slots=True)
 class _Run:
     client: JudgeClient
-    calls: list[JudgeCall]
+    calls: list[JudgeCall[Judgement]]
     controls: dict[int, Judgement | Unscored] = field(default_factory=dict)
     trials: int = 0
     is_suspicious: bool = False
@@ -108,70 +100,121 @@ class _Run:
             calls=tuple(self.calls),
         )
 
-    def unscored(self, task: JudgeTask, reason: str) -> TurnJudgement:
-        """No score, for a person to look at."""
-        return self.judgement(task, [Unscored(reason)])
+    async def first_samples(self, task: JudgeTask) -> Samples:
+        """Those that are asked for whatever comes of them."""
+        first = task.policy.samples if task.policy.all_samples_where is None else 1
+        return await self._samples(task, range(first))
 
-    async def how_obeyed(self, task: JudgeTask) -> Placed | None:
+    def set_samples_aside(self) -> None:
+        """Marks that were made under an order count no longer."""
+        self.calls = set_aside(self.calls)
+
+    async def all_samples(self, task: JudgeTask, samples: Samples) -> Samples:
+        """The others too, where there is a doubt, and one more where two are apart."""
+        if len(samples) < task.policy.samples and self._doubts(task, samples):
+            samples = samples + await self._samples(task, range(len(samples), task.policy.samples))
+        read = [sample for sample in samples if isinstance(sample, Judgement)]
+        if len(read) > 1 and spread(read, task.policy) >= task.policy.another_sample_at_spread:
+            samples = samples + await self._samples(task, range(len(samples), len(samples) + 1))
+        return samples
+
+    def _doubts(self, task: JudgeTask, samples: Samples) -> bool:
+        verdict = combine(samples, task.policy)
+        policy = task.policy
+        read = [sample for sample in samples if isinstance(sample, Judgement)]
+        counted = [_scores(one)[name] for one in read for name in policy.criteria_for(one.intent)]
+        holds = {
+            Doubt.ACTED_ON: self.is_suspicious,
+            Doubt.ASKED_AGAIN: any(call.purpose == "judge" and call.error is not None for call in self.calls),
+            Doubt.GRADE_EDGE: isinstance(verdict.verdict, Score) and policy.near_grade_edge(verdict.verdict),
+            Doubt.FAR_APART: bool(counted) and max(counted) - min(counted) >= policy.another_sample_at_spread,
+        }
+        return any(holds[doubt] for doubt in policy.all_samples_where or ())
+
+    async def _samples(self, task: JudgeTask, numbers: range) -> Samples:
+        asked = await at_once(self._ask(task, "judge", number) for number in numbers)
+        self.calls += [call for one in asked for call in one.calls]
+        return [one.said for one in asked]
+
+    async def without_what_acts(self, task: JudgeTask) -> JudgeTask | Unscored:
+        """The task itself where it does not act on the judge, or else without what does."""
+        while (how := await self._how_obeyed(task)) is not None:
+            if (shorter := _with_less(task)) is None:
+                return Unscored("the prompt acts on the judge, and by what cannot be told")
+            if not is_quotable(shorter):
+                if how is Placed.BEHIND:
+                    break  # an honest sentence may earn the control that much, so it is no reason to judge nothing
+                return Unscored("all of the prompt speaks to the judge")
+            task = shorter
+        return task
+
+    async def _how_obeyed(self, task: JudgeTask) -> Placed | None:
         """How what is shown of a task acts on this judge, if it does; one that then cannot answer is acted on.
 
         Two ways are tried with requests that have nothing to do with the task: suspicious passages behind the request,
         where orders about "this prompt" hold for it; and the whole prompt in the conversation before it, where no
         honest word can earn the request a mark, so that everything may be tried.
         """
-        if task.trials is Trials.SUSPICIOUS and not mentions_of_judging(task):
-            return None
         texts = suspicious_texts(task)
         # An order about the intent shows only where the request is for something else than the order says.
         for number, control in enumerate(CONTROLS[task.language][: 1 + names_an_intent(task)]):
             plain = replace(task, message=control, context=(), problem_text=None, withhold=Withhold.NOTHING)
             if number not in self.controls:
-                self.controls[number] = await self.sample(plain, "control", FIRST_TRIAL + number)
+                self.controls[number] = await self._tried(plain, "control", FIRST_TRIAL + number)
             before = self.controls[number]
             if isinstance(before, Unscored):
                 return None  # it cannot judge at all, which the samples will show
             # The conversation comes first: what moves the judge from there is certain.
             ahead = replace(plain, context=(*task.context, ChatMessage("user", task.message)), withhold=task.withhold)
-            if await self._moves(before, ahead, r4_from=OBEYED_FROM + 1):
+            follows = frozenset({before.intent, Intent.FOLLOW_UP})  # as any question does behind a conversation
+            if await self._moves(before, ahead, r4_from=OBEYED_FROM + 1, intents=follows if number else None):
                 return Placed.AHEAD
             # An empty line keeps them passages of their own.
             behind = replace(plain, message="\n\n".join((control, *texts)))
-            if texts and await self._moves(before, behind, intent=bool(number)):
+            if texts and await self._moves(before, behind, intents=frozenset({before.intent}) if number else None):
                 return Placed.BEHIND
         return None
 
     async def _moves(
-        self, before: Judgement, trial: JudgeTask, *, intent: bool = False, r4_from: int = OBEYED_FROM
+        self,
+        before: Judgement,
+        trial: JudgeTask,
+        *,
+        intents: frozenset[Intent] | None = None,
+        r4_from: int = OBEYED_FROM,
     ) -> bool:
+        """Whether marks rise, or the intent is none of ``intents``, or nothing can be read."""
         self.trials += 1
-        after = await self.sample(trial, "probe", FIRST_TRIAL + len(CONTROLS) + self.trials)
+        after = await self._tried(trial, "probe", FIRST_TRIAL + len(CONTROLS) + self.trials)
         moved = (
             isinstance(after, Unscored)
-            or is_moved(before, after, r4_from=r4_from)
-            or (intent and before.intent != after.intent)
+            or is_moved(_scores(before), _scores(after), r4_from=r4_from)
+            or (intents is not None and after.intent not in intents)
         )
         self.is_suspicious = self.is_suspicious or moved
         return moved
 
-    async def sample(self, task: JudgeTask, purpose: Purpose, number: int) -> Judgement | Unscored:
-        """One readable answer, in `ATTEMPTS` calls at most."""
-        told: str | None = None
-        no_evidence = False
-        for attempt in range(ATTEMPTS):
-            request = build_request(task, model=self.client.model, sample=number, told_error=told)
-            answer = await self.client.complete(request)
-            try:
-                judgement = read_answer(answer.raw, task)
-            except UnreadableAnswerError as error:
-                told, no_evidence = error.reason, error.no_evidence
-                self.calls.append(JudgeCall(purpose, number, attempt, request, answer, None, told))
-                continue
-            self.calls.append(JudgeCall(purpose, number, attempt, request, answer, judgement, None))
-            return judgement
-        return Unscored("no evidence" if no_evidence else f"unreadable answer: {told}")
+    async def _tried(self, task: JudgeTask, purpose: Purpose, number: int) -> Judgement | Unscored:
+        asked = await self._ask(task, purpose, number)
+        self.calls += asked.calls
+        return asked.said
+
+    async def _ask(self, task: JudgeTask, purpose: Purpose, number: int) -> Asked[Judgement]:
+        return await ask(
+            self.client,
+            lambda told: build_request(task, model=self.client.model, sample=number, told_error=told),
+            lambda raw: read_answer(raw, task),
+            purpose=purpose,
+            sample=number,
+        )
 
 
-def is_moved(control: Judgement, probe: Judgement, *, r4_from: int = OBEYED_FROM) -> bool:
-    """Whether a probe's marks say that the judge obeys what was added to the control."""
-    rises = {criterion: probe.mark(criterion).score - control.mark(criterion).score for criterion in Criterion}
-    return any(rise >= (r4_from if criterion is Criterion.R4 else OBEYED_FROM) for criterion, rise in rises.items())
+def _with_less(task: JudgeTask) -> JudgeTask | None:
+    """The task at the next level at which less is shown, if there is one."""
+    shown = all_shown(task)
+    levels = [replace(task, withhold=level) for level in Withhold if level > task.withhold]
+    return next((one for one in levels if all_shown(one) != shown), None)
+
+
+def _scores(judgement: Judgement) -> Mapping[Criterion, int]:
+    return {mark.criterion: mark.score for mark in judgement.marks}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import ErrorCode, TurnstoneError
@@ -13,17 +15,22 @@ class _TooLargeError(Exception):
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to bodies of more than ``limit`` bytes, announced or not."""
+    """ASGI middleware that answers 413 to bodies of more than ``limit`` bytes, announced or not.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    ``larger`` has limits of their own for paths that begin so.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, larger: Mapping[str, int] | None = None) -> None:
         self._app = app
         self._limit = limit
+        self._larger = larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = next((own for path, own in self._larger.items() if scope["path"].startswith(path)), self._limit)
         taken = 0
         begun = False
 
@@ -31,27 +38,28 @@ class BodyLimit:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._limit:
+            if taken > limit:
                 raise _TooLargeError
             return message
 
         async def watched(message: Message) -> None:
             nonlocal begun
-            if taken > self._limit and not begun:
+            if taken > limit and not begun:
                 raise _TooLargeError  # whoever reads the body has made an answer of its own of the error above
             begun = True
             await send(message)
 
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._limit:
-            await self._refuse(scope, receive, send)
+        if length.isdigit() and int(length) > limit:
+            await self._refuse(limit, scope, receive, send)
             return
         try:
             await self._app(scope, counted, watched)
         except _TooLargeError:
             if not begun:
-                await self._refuse(scope, receive, send)
+                await self._refuse(limit, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = TurnstoneError(ErrorCode.MESSAGE_TOO_LARGE, f"The body is larger than {self._limit} bytes.")
+    @staticmethod
+    async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+        error = TurnstoneError(ErrorCode.MESSAGE_TOO_LARGE, f"The body is larger than {limit} bytes.")
         await problem(error)(scope, receive, send)

@@ -45,6 +45,8 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.LLM_REJECTED: 422,
     ErrorCode.LLM_TIMEOUT: 504,
     ErrorCode.INTERRUPTED: 503,
+    ErrorCode.RUNNER_UNAVAILABLE: 503,
+    ErrorCode.REFERENCE_FAILED: 422,
     ErrorCode.INTERNAL: 500,
     ErrorCode.NOT_IMPLEMENTED: 501,
 }

@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema
 
 from app.domain.conversation import FinishReason, UsageSource
 from app.domain.ledger import CallbackPurpose
+from app.domain.problem import Problem
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -175,9 +176,14 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     return {name: {"$schema": _DIALECT, **model.model_json_schema()} for name, model in CALLBACKS.items()}
 
 
+def published_schemas() -> dict[str, dict[str, Any]]:
+    """Everything that stands in docs/schemas, by name: what Core receives, and the problems that it sends."""
+    return {**json_schemas(), "problem": {"$schema": _DIALECT, **Problem.model_json_schema()}}
+
+
 def write_json_schemas(folder: Path) -> None:
-    """Write ``<type>.json`` for each type."""
+    """Write ``<name>.json`` for each of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, schema in json_schemas().items():
+    for name, schema in published_schemas().items():
         text = json.dumps(schema, ensure_ascii=False, indent=2)
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")

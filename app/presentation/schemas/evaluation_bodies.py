@@ -11,7 +11,18 @@ from app.infrastructure.persistence.models import EvaluationRun, ReviewItem, Sco
 from app.infrastructure.repositories.evaluation_repository import CallsSummary
 from app.presentation.schemas.bodies import Text
 
-ReviewReason = Literal["samples_differ", "attack_flagged", "refused", "near_grade_edge", "unscored", "appeal"]
+ReviewReason = Literal[
+    "samples_differ",
+    "attack_flagged",
+    "refused",
+    "near_grade_edge",
+    "unscored",
+    "appeal",
+    "component_missing",
+    "held_for_review",
+    "evidence_missing",
+    "unlike_conversation",
+]
 
 
 def _can_be_stored(text: str) -> str:
@@ -87,13 +98,18 @@ class EvaluationBody(BaseModel):
 
 
 class ReviewBody(BaseModel):
-    """A turn that a person is to look at, why, and what came of it."""
+    """A turn, or a submission, that a person is to look at, why, and what came of it.
+
+    Of a submission's item ``turn`` is null, and ``submission_id`` and ``revision`` say which evaluation it is about.
+    """
 
     id: str
     session_id: str
     exam_id: int
-    turn: int
+    turn: int | None
     evaluation_id: str | None
+    submission_id: str | int | None
+    revision: int | None
     reason: ReviewReason
     details: dict[str, Any]
     asked_by: str | None
@@ -112,6 +128,8 @@ class ReviewBody(BaseModel):
             exam_id=exam_id,
             turn=item.turn,
             evaluation_id=None if item.run_id is None else str(item.run_id),
+            submission_id=None if item.turn is not None else item.details.get("submission_id"),
+            revision=None if item.turn is not None else item.details.get("revision"),
             reason=item.reason.value,
             details=item.details,
             asked_by=item.asked_by,
@@ -143,10 +161,14 @@ class OverrideRequest(_Body):
 
 
 class OverrideBody(BaseModel):
-    """A person's score as it is kept; ``revision`` is that of the event that tells Core."""
+    """A person's score as it is kept; ``revision`` is that of the event that tells Core.
+
+    It is of a turn, or of a submission's ``component``; then ``turn`` is null.
+    """
 
     session_id: str
-    turn: int
+    turn: int | None
+    component: str | None
     score: float
     reason: str
     person: str
@@ -159,6 +181,7 @@ class OverrideBody(BaseModel):
         return cls(
             session_id=str(override.session_id),
             turn=override.turn,
+            component=override.component,
             score=override.score,
             reason=override.reason,
             person=override.person,

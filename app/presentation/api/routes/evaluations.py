@@ -86,7 +86,7 @@ async def list_reviews(
     cursor: Cursor = 0,
     limit: Limit = 100,
 ) -> Page[ReviewBody]:
-    """Turns that a person is to look at, oldest first."""
+    """Turns and submissions that a person is to look at, oldest first."""
     async with get_db_context() as db:
         found = await ReviewRepository(db).list_items(
             is_open=None if status is None else status == "open",

@@ -1,0 +1,137 @@
+"""The start of one sandbox: from a fork of the warden to bubblewrap, with rights and limits given up on the way."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.infrastructure.runner.bubblewrap.accounts import Account
+
+_NICE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class BoxLimits:
+    """What one run may use; all is held for all of its processes together where accounts can, else for each."""
+
+    cpu_s: float
+    wall_s: float
+    memory_mb: int
+    output_bytes: int
+    processes: int
+    files_mb: int
+    stack_mb: int = 8
+    private_mb: int = 0
+    """Of address space that can be written to, by process; only held where accounts cannot count memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """How one sandbox is to be.
+
+    Attributes:
+        bwrap: bubblewrap's path.
+        options: its arguments: namespaces, mounts, environment.
+        argv: the program and its arguments.
+        files: what is put into the sandbox: a place, a descriptor to read the content from, the mode.
+        stdin: a descriptor to read from.
+        seccomp: a descriptor of the filter.
+        uid: the user it is run as; ``None`` for ours.
+        by_process: whether limits are held for each process, because nothing counts them together.
+    """
+
+    bwrap: str
+    options: Sequence[str]
+    argv: Sequence[str]
+    files: Sequence[tuple[str, int, int]]
+    stdin: int
+    seccomp: int
+    uid: int | None
+    limits: BoxLimits
+    by_process: bool
+
+
+def launch(box: Box, account: Account, out: int, err: int, status: int, gate: int) -> int:
+    """Fork, and become bubblewrap there; returns the process id.
+
+    Args:
+        box: what to start.
+        account: joined before anything else.
+        out: where standard output goes.
+        err: where standard error goes.
+        status: where bubblewrap says the number of the sandbox's first process.
+        gate: the file bubblewrap reads last; it waits for its end.
+    """
+    options = ["--json-status-fd", str(status), "--seccomp", str(box.seccomp), *box.options]
+    for path, descriptor, mode in box.files:
+        options += ["--perms", f"{mode:04o}", "--file", str(descriptor), path]
+    options += ["--file", str(gate), "/.gate", "--remount-ro", "/"]
+    argv = [box.bwrap, *options, "--", *box.argv]
+    passed = [status, gate, box.seccomp, *(descriptor for _, descriptor, _ in box.files)]
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _become(box, account, out, err, passed)
+        os.execve(box.bwrap, argv, {})  # noqa: S606  # a shell is what this is to keep away from
+    except BaseException as error:  # noqa: BLE001  # nothing may go on in this copy of the process
+        os.write(2, f"the sandbox cannot be started: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _become(box: Box, account: Account, out: int, err: int, passed: Sequence[int]) -> None:
+    """Turn this forked process into what starts bubblewrap."""
+    limits = box.limits
+    for number, descriptor in enumerate((box.stdin, out, err)):
+        os.dup2(descriptor, number)
+    for descriptor in passed:
+        os.set_inheritable(descriptor, True)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    account.join()
+    os.setsid()
+    os.nice(max(0, _NICE - os.nice(0)))
+    most = {
+        # A limit of 1 is the one that keeps programs from being dumped into a pipe, too.
+        resource.RLIMIT_CORE: 1,
+        resource.RLIMIT_FSIZE: limits.files_mb << 20,
+        resource.RLIMIT_NOFILE: 256,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_SIGPENDING: 1024,
+        resource.RLIMIT_CPU: int(limits.cpu_s) + 2,
+        resource.RLIMIT_STACK: limits.stack_mb << 20,
+    }
+    for what, limit in most.items():
+        allowed = resource.getrlimit(what)[1]
+        limit = limit if allowed == resource.RLIM_INFINITY else min(limit, allowed)  # noqa: PLW2901
+        resource.setrlimit(what, (limit, limit))
+    if box.uid is not None:
+        if box.by_process:
+            _hold(os.getpid(), limits, beside=1)
+        os.setgroups([])
+        os.setresgid(box.uid, box.uid, box.uid)
+        os.setresuid(box.uid, box.uid, box.uid)
+
+
+def limit_process(box: Box, pid: int) -> None:
+    """Set limits that hold for each process on a sandbox's first one, where nothing holds them for all together.
+
+    A user's own processes count for the number that user may have, so where the sandbox has no user of its own, the
+    number is limited only now, inside the sandbox's user namespace.
+    """
+    if box.by_process and box.uid is None:
+        _hold(pid, box.limits)
+
+
+def _hold(pid: int, limits: BoxLimits, *, beside: int = 0) -> None:
+    processes, private = limits.processes + beside, limits.private_mb << 20
+    for what, limit in ((resource.RLIMIT_NPROC, processes), (resource.RLIMIT_DATA, private)):
+        resource.prlimit(pid, what, (limit, limit))

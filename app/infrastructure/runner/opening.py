@@ -1,0 +1,50 @@
+"""Which backend runs candidates' programs, as the settings say."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import structlog
+
+from app.core.errors import StartupError
+from app.core.settings import RunnerSettings
+from app.domain.code_runner import CodeRunner, Isolation, RunnerUnavailableError
+
+log = structlog.get_logger(__name__)
+
+
+async def open_runner(settings: RunnerSettings, stack: AsyncExitStack) -> CodeRunner | None:
+    """Open the backend; ``stack`` closes it. ``None`` where the settings want none.
+
+    It opens also where nothing can be run: the service serves its chats, and each run is refused until its cause is
+    gone. `announce` says so in the log.
+
+    Raises:
+        StartupError: the settings do not fit each other.
+    """
+    match settings.backend:
+        case "none":
+            return None
+        case "auto" | "bubblewrap":
+            from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
+
+            level = None if settings.isolation == "best" else settings.isolation
+            runner = BubblewrapRunner(settings.concurrency, delegated=settings.cgroup, level=level)
+            stack.push_async_callback(runner.close)
+            return runner
+        case other:
+            raise StartupError(
+                f"There is no code runner {other} in this version.",
+                "Set TURNSTONE_RUNNER__BACKEND to bubblewrap or none.",
+            )
+
+
+async def announce(runner: CodeRunner) -> Isolation | None:
+    """Try the isolation at start and write to the log what holds; ``None`` where nothing can be run now."""
+    try:
+        isolation = await runner.self_test()
+    except RunnerUnavailableError as error:
+        log.error("runner_refuses_to_grade", backend=runner.name, problem=error.problem, remedy=error.remedy)
+        return None
+    log.info("runner_ready", backend=isolation.backend, level=isolation.level, **isolation.details)
+    return isolation
