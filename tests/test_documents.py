@@ -114,11 +114,11 @@ def test_a_rubric_without_a_language_says_which_it_has() -> None:
 # ---------------------------------------------------------------- policies and rubrics that are refused
 
 WRONG_POLICIES = [
-    ("total: {prompt: 0.40,", "total: {prompt: 0.41,", "total: the weights must sum to 1, and sum to 1.01 (line 27)"),
+    ("total: {prompt: 0.40,", "total: {prompt: 0.41,", "total: the weights must sum to 1, and sum to 1.01 (line 30)"),
     (
         "total: {prompt: 0.40,",
         "total: {prompt: 0.40000001,",
-        "total: the weights must sum to 1, and sum to 1.00000001 (line 27)",
+        "total: the weights must sum to 1, and sum to 1.00000001 (line 30)",
     ),
     ("{R1: 1, R2: 2, R4: 1}", "{R1: 1, R5: 2}", "criteria.DEBUGGING.R5: is not known here; there is R1, R2, R3, R4"),
     ("  FOLLOW_UP: {R4: 1}", "  FOLLOW_UP: {}", "criteria.FOLLOW_UP: must name one criterion at least"),
@@ -147,6 +147,11 @@ WRONG_POLICIES = [
     ("{factor: 0.84}", "{factor: 1.1}", "complexity[3].factor: must be from 0 to 1, and is 1.1"),
     ("{SAMPLE: 1, PUBLIC: 1, PRIVATE: 1}", "{SAMPLE: 0, PUBLIC: 0, PRIVATE: 0}", "correctness: one group at least"),
     ("{SAMPLE: 1, PUBLIC: 1, PRIVATE: 1}", "{SAMPLE: 1, PUBLIC: 1}", "correctness.PRIVATE: is missing"),
+    ("holistic: {R1: 1, R2: 1, R3: 1, R4: 1}", "holistic: {}", "holistic: must name one criterion at least"),
+    ("holistic: {R1: 1", "holistic: {R1: 0", "holistic.R1: must be more than 0"),
+    ("none_from: 10", "none_from: 1.5", "performance.none_from: must be more than full_until"),
+    ("full_until: 1.5", "full_until: 0.5", "performance.full_until: must be from 1 to 1000, and is 0.5"),
+    ("performance: {full_until: 1.5, ", "performance: {", "performance.full_until: is missing"),
     ("rounding: {}", "rounding: {turn: 7}", "rounding.turn: must be from 0 to 6, and is 7"),
     ("rounding: {}", "rounding: {mean: 2}", "rounding.mean: is not known here"),
     ("rounding: {}", "rounding: {}\nbonus: 5", "bonus: is not known here"),
@@ -175,7 +180,7 @@ def test_all_problems_are_told_at_once_by_line() -> None:
     assert problems("policy", wrong) == [
         "samples: must be from 1 to 9, and is 0 (line 8)",
         "criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4 (line 16)",
-        "total: the weights must sum to 1, and sum to 1.6 (line 27)",
+        "total: the weights must sum to 1, and sum to 1.6 (line 30)",
     ]
     with pytest.raises(DocumentError) as caught:
         ScorePolicy.parse(wrong)
@@ -344,14 +349,21 @@ def test_policies_differ_by_meaning() -> None:
         ("grade: A, at_least: 90", "grade: A, at_least: 92"),
         ("{at_most: 8, factor: 0.92}", "{at_most: 10, factor: 0.92}"),
         ("pasted_problem: 30", "pasted_problem: 25"),
+        ("holistic: {R1: 1, R2: 1, R3: 1, R4: 1}", "holistic: {R1: 1, R2: 1}"),
+        ("none_from: 10", "none_from: 8"),
     ]:
         other = changed(other, before, after)
     assert differences(ScorePolicy.parse(POLICY), ScorePolicy.parse(other)) == [
         Difference("criteria.DEBUGGING.R1", "0.25", "0.5"),
         Difference("criteria.DEBUGGING.R4", "0.25", None),
         Difference("pasted_problem", "30", "25"),
+        Difference("holistic.R1", "0.25", "0.5"),
+        Difference("holistic.R2", "0.25", "0.5"),
+        Difference("holistic.R3", "0.25", None),
+        Difference("holistic.R4", "0.25", None),
         Difference("conversation.holistic", "0.6", "0.5"),
         Difference("conversation.turns", "0.4", "0.5"),
+        Difference("performance.none_from", "10", "8"),
         Difference("complexity[at_most 8]", "0.92", None),
         Difference("grades.A", "at_least 90", "at_least 92"),
         Difference("complexity[at_most 10]", None, "0.92"),

@@ -111,16 +111,22 @@ def _facts_of_policy(policy: ScorePolicy) -> dict[str, str]:
     facts = {
         "samples": f"{policy.samples}",
         "another_sample_at_spread": f"{policy.another_sample_at_spread}",
+        "panel_judges": f"{policy.panel_judges}",
     }
+    if policy.all_samples_where is not None:
+        facts["all_samples_where"] = ", ".join(sorted(policy.all_samples_where))
     for intent, weights in policy.criteria.items():
         facts |= _numbers(f"criteria.{intent}", weights)
     facts["points_per_mark"] = f"{policy.points_per_mark:g}"
     facts["refused"] = "left_out" if policy.refused_points is None else f"{policy.refused_points:g}"
     facts["pasted_problem"] = f"{policy.pasted_problem_points:g}"
+    facts |= _numbers("holistic", policy.holistic_weights)
     facts |= _numbers("conversation", policy.conversation_weights)
     facts |= _numbers("prompt", policy.prompt_weights)
     facts |= _numbers("total", policy.total_weights)
     facts |= _numbers("correctness", policy.case_weights)
+    facts["performance.full_until"] = f"{policy.speed.full_until:g}"
+    facts["performance.none_from"] = f"{policy.speed.none_from:g}"
     for step in policy.complexity:
         place = "above" if math.isinf(step.at_most) else f"at_most {step.at_most:g}"
         facts[f"complexity[{place}]"] = f"{step.factor:g}"

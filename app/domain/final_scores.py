@@ -6,17 +6,28 @@ missing leaves what is made of it without a score, and the submission to people;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from app.domain.scoring import CaseGroup, CasesPassed, Criterion, Score, ScorePolicy, Unscored, Verdict
+from app.domain.submission import Node, Outcome
 
-Outcome = Mapping[str, Any]
-"""What came of one node: ``status`` (``ok``, ``missing``, ``skipped``), ``reason``, ``value`` and more."""
 Component = Literal["prompt", "correctness", "performance", "total"]
 COMPONENTS: Final[tuple[Component, ...]] = ("prompt", "correctness", "performance", "total")
 """What a person may set a score for."""
+_NOT_TOLD: Final = frozenset({"turns", "last_turn", "spoken", "hold_scores"})
+"""What is frozen and says nothing of how the scores came to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A score (0 to 100) that a person has set in the machine's place, and why."""
+
+    score: float
+    reason: str
+    person: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,17 @@ class TurnFound:
     verdict: Verdict
     intent: str | None = None
     is_overridden: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As Core is told it."""
+        scored = "overridden" if self.is_overridden else "ok"
+        unscored = self.verdict if isinstance(self.verdict, Unscored) else None
+        return {
+            "score": _number(self.verdict),
+            "intent": self.intent,
+            "status": scored if unscored is None else "left_out" if unscored.left_out else "missing",
+            "reason": None if unscored is None else unscored.reason,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +63,7 @@ class Evidence:
         complexity: mean cyclomatic complexity of the code's functions.
     """
 
-    turns: Sequence[TurnFound]
+    turns: Sequence[TurnFound] | Unscored
     marks: Mapping[Criterion, float | Unscored]
     cases: Mapping[CaseGroup, CasesPassed | Unscored]
     ratio: float | Unscored
@@ -64,21 +86,10 @@ class FinalScores:
     machine: Mapping[Component, Verdict]
 
 
-def evidence_of(steps: Mapping[str, Outcome]) -> Evidence:
-    """Read the outcomes of an evaluation's nodes, by the nodes' names."""
-    return Evidence(
-        turns=_turns(steps.get("turns")),
-        marks=_marks(steps.get("panel")),
-        cases=_cases(steps.get("tests")),
-        ratio=_ratio(steps.get("tests")),
-        complexity=_complexity(steps.get("analysis")),
-    )
-
-
 def final_scores(
-    policy: ScorePolicy, evidence: Evidence, overrides: Mapping[Component, float] | None = None
+    policy: ScorePolicy, evidence: Evidence, overrides: Mapping[Component, Override] | None = None
 ) -> FinalScores:
-    """Make the scores. What a person has set (0 to 100) counts in the machine's place, in the total too."""
+    """Make the scores. What a person has set counts in the machine's place, in the total too."""
     set_by_people = overrides or {}
     machine: dict[Component, Verdict] = {}
 
@@ -86,9 +97,10 @@ def final_scores(
         if component not in set_by_people:
             return verdict
         machine[component] = verdict
-        return Score(set_by_people[component])
+        return Score(set_by_people[component].score)
 
-    turns = [found.verdict for found in evidence.turns]
+    found = evidence.turns
+    turns = found if isinstance(found, Unscored) else {each.turn: each.verdict for each in found}
     holistic = policy.holistic(evidence.marks)
     session_r4 = policy.points(evidence.marks.get(Criterion.R4, Unscored("not judged")))
     prompt = counted("prompt", policy.prompt(holistic, turns, session_r4))
@@ -110,20 +122,112 @@ def final_scores(
     )
 
 
-def _missing(outcome: Outcome | None, part: str) -> Unscored | None:
-    """Why there is nothing to read in an outcome; ``None`` where there is."""
+def aggregate(
+    policy: ScorePolicy, steps: Mapping[Node, Outcome], overrides: Mapping[Component, Override] | None = None
+) -> dict[str, Any]:
+    """``final_scores`` and ``turn_scores`` as Core is told them, from the outcomes of an evaluation's nodes.
+
+    No score is rounded but where the policy says so. What has no score is null, and its component says why.
+    """
+    evidence = evidence_of(steps)
+    scores = final_scores(policy, evidence, overrides)
+    parts: dict[Component, Verdict] = {
+        "prompt": scores.prompt,
+        "correctness": scores.correctness,
+        "performance": scores.performance,
+        "total": scores.total,
+    }
+    set_by_people = overrides or {}
+    final = {
+        "status": "SCORED" if isinstance(scores.total, Score) else "PENDING_REVIEW",
+        **{f"{name}_score": _number(verdict) for name, verdict in parts.items()},
+        "grade": scores.grade,
+        "components": {
+            name: _component(verdict, set_by_people.get(name), scores.machine.get(name))
+            for name, verdict in parts.items()
+        },
+        "prompt": {
+            "holistic": _number(scores.holistic),
+            "turn_mean": _number(scores.turn_mean),
+            "session_r4": _number(scores.session_r4),
+        },
+        "policy": {"name": policy.name, "hash": policy.hash},
+        "versions": _versions(steps),
+        "test_cases": [_case(case) for case in _value(steps, Node.TESTS).get("cases") or ()],
+    }
+    found = evidence.turns
+    turns = {} if isinstance(found, Unscored) else {str(each.turn): each.to_json() for each in found}
+    return {"final_scores": final, "turn_scores": turns}
+
+
+def _component(verdict: Verdict, override: Override | None, machine: Verdict | None) -> dict[str, Any]:
+    """A part's status, score and reason; the machine's own, where a person has set another one."""
+    if override is None:
+        reason = verdict.reason if isinstance(verdict, Unscored) else None
+        return {"status": "ok" if reason is None else "missing", "score": _number(verdict), "reason": reason}
+    return {
+        "status": "overridden",
+        "score": override.score,
+        "reason": override.reason,
+        "person": override.person,
+        "machine_score": None if machine is None else _number(machine),
+    }
+
+
+def _versions(steps: Mapping[Node, Outcome]) -> dict[str, Any]:
+    """What the scores were made by, as far as it is known."""
+    frozen = {name: value for name, value in _value(steps, Node.FREEZE).items() if name not in _NOT_TOLD}
+    isolation = _value(steps, Node.TESTS).get("isolation") or {}
+    return frozen | {
+        "isolation": {name: isolation.get(name) for name in ("backend", "level")} if isolation else None,
+        "tools": _value(steps, Node.ANALYSIS).get("tools") or {},
+    }
+
+
+def _case(case: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a test case: never what goes in or should come out."""
+    told = ("index", "group", "verdict", "memory_kb", "stdout_bytes", "stderr_bytes")
+    time_ms = case.get("cpu_ms")
+    return {name: case.get(name) for name in told} | {"time_ms": None if time_ms is None else round(time_ms)}
+
+
+def _value(steps: Mapping[Node, Outcome], node: Node) -> Mapping[str, Any]:
+    return (steps[node].value if node in steps else None) or {}
+
+
+def _number(verdict: Verdict) -> float | None:
+    return verdict.value if isinstance(verdict, Score) else None
+
+
+def evidence_of(steps: Mapping[Node, Outcome]) -> Evidence:
+    """Read the outcomes of an evaluation's nodes."""
+    tests = steps.get(Node.TESTS)
+    return Evidence(
+        turns=_turns(steps.get(Node.TURNS)),
+        marks=_marks(steps.get(Node.PANEL)),
+        cases=_cases(tests),
+        ratio=_ratio(tests),
+        complexity=_complexity(steps.get(Node.ANALYSIS)),
+    )
+
+
+def _found(outcome: Outcome | None, part: str) -> Mapping[str, Any] | Unscored:
+    """What an outcome holds, or why there is nothing to read in it."""
     if outcome is None:
         return Unscored(f"{part} was not done")
-    if outcome["status"] != "ok":
-        return Unscored(outcome.get("reason") or f"{part} is missing")
-    return None
+    if outcome.status != "ok":
+        return Unscored(outcome.reason or f"{part} is missing")
+    value: Mapping[str, Any] = outcome.value
+    return value
 
 
-def _turns(outcome: Outcome | None) -> list[TurnFound]:
-    if (missing := _missing(outcome, "the judgement of the prompts")) is not None:
-        return [TurnFound(0, missing)]
-    assert outcome is not None
-    return [_turn(entry) for entry in outcome["value"]["turns"]]
+def _turns(outcome: Outcome | None) -> list[TurnFound] | Unscored:
+    """Where some could not be judged there is no mean; the others are known all the same."""
+    entries = ((outcome.value if outcome is not None else None) or {}).get("turns") or ()
+    found = _found(outcome, "the judgement of the prompts")
+    if isinstance(found, Unscored) and not entries:
+        return found
+    return [_turn(entry) for entry in entries]
 
 
 def _turn(entry: Mapping[str, Any]) -> TurnFound:
@@ -136,52 +240,45 @@ def _turn(entry: Mapping[str, Any]) -> TurnFound:
 
 
 def _marks(outcome: Outcome | None) -> dict[Criterion, float | Unscored]:
-    if (missing := _missing(outcome, "the judgement of the session")) is not None:
-        return dict.fromkeys(Criterion, missing)
-    assert outcome is not None
-    marks = outcome["value"]["marks"]
-    return {
-        criterion: Unscored("no judge could mark it") if marks.get(criterion) is None else float(marks[criterion])
-        for criterion in Criterion
-    }
+    """A panel that could not mark all of it may have marked the rest."""
+    found = _found(outcome, "the judgement of the session")
+    marks = ((outcome.value if outcome is not None else None) or {}).get("marks") or {}
+    unmarked = found if isinstance(found, Unscored) else Unscored(found.get("reason") or "no judge could mark it")
+    return {criterion: unmarked if marks.get(criterion) is None else float(marks[criterion]) for criterion in Criterion}
 
 
 def _cases(outcome: Outcome | None) -> dict[CaseGroup, CasesPassed | Unscored]:
     """The weights of each group. A case that failed by our own fault leaves its group without a figure."""
-    if (missing := _missing(outcome, "the run of the tests")) is not None:
-        return {CaseGroup.PUBLIC: missing, CaseGroup.PRIVATE: missing}
-    assert outcome is not None
+    value = _found(outcome, "the run of the tests")
+    if isinstance(value, Unscored):
+        return dict.fromkeys(CaseGroup, value)
     found: dict[CaseGroup, CasesPassed | Unscored] = {}
-    for case in outcome["value"]["cases"]:
-        group = CaseGroup(case["group"])
-        before = found.get(group, CasesPassed(0, 0))
-        if isinstance(before, Unscored):
-            continue
-        if case["verdict"] == "SE":
-            found[group] = Unscored(
-                f"case {case['index']} could not be run: {case.get('cause') or 'no reason is known'}"
-            )
-            continue
-        weight = float(case["weight"])
-        passed = weight if case["verdict"] == "AC" else 0.0
-        found[group] = CasesPassed(before.passed + passed, before.total + weight)
+    for group in CaseGroup:
+        cases = [case for case in value["cases"] if case["group"] == group]
+        broken = [case for case in cases if case["verdict"] == "SE"]
+        if broken:
+            cause = broken[0].get("cause") or "no reason is known"
+            found[group] = Unscored(f"case {broken[0]['index']} could not be run: {cause}")
+        elif cases:
+            passed = math.fsum(case["weight"] for case in cases if case["verdict"] == "AC")
+            found[group] = CasesPassed(passed, math.fsum(case["weight"] for case in cases))
     return found
 
 
 def _ratio(outcome: Outcome | None) -> float | Unscored:
-    if (missing := _missing(outcome, "the measurement")) is not None:
-        return missing
-    assert outcome is not None
-    measured = outcome["value"].get("performance") or {}
+    value = _found(outcome, "the measurement")
+    if isinstance(value, Unscored):
+        return value
+    measured = value.get("performance") or {}
     ratio = measured.get("ratio")
     return Unscored(measured.get("reason") or "not measured") if ratio is None else float(ratio)
 
 
 def _complexity(outcome: Outcome | None) -> float | Unscored:
-    if (missing := _missing(outcome, "the static analysis")) is not None:
-        return missing
-    assert outcome is not None
-    complexity = outcome["value"].get("mean_complexity")
+    value = _found(outcome, "the static analysis")
+    if isinstance(value, Unscored):
+        return value
+    complexity = value.get("mean_complexity")
     if complexity is None:
-        return Unscored(outcome["value"].get("complexity_reason") or "the code cannot be parsed")
+        return Unscored(value.get("complexity_reason") or "the code cannot be parsed")
     return float(complexity)

@@ -9,54 +9,40 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
-from app.domain.documents import NAME, content_hash
-from app.domain.sampling import Doubt
-from app.domain.strict_yaml import Section, is_out_of_order, read_yaml
+from app.domain.policy_reading import read_policy
+from app.domain.policy_terms import (
+    CLOSE,
+    HIGHEST_MARK,
+    HIGHEST_SCORE,
+    LOWEST_MARK,
+    CaseGroup,
+    ComplexityStep,
+    Criterion,
+    Grade,
+    Intent,
+    PolicyTerms,
+    RoundingStage,
+    SpeedScale,
+)
 
-LOWEST_MARK, HIGHEST_MARK = 1, 5
-HIGHEST_SCORE = 100.0
-_CLOSE = 1e-9
-"""How far a sum of binary fractions may be from what it is on paper: 0.1 + 0.2 is not 0.3, and 90 has to be an A."""
-
-
-class Intent(StrEnum):
-    """What a prompt is for."""
-
-    CREATION = "CREATION"
-    SETTING = "SETTING"
-    REFINEMENT = "REFINEMENT"
-    DEBUGGING = "DEBUGGING"
-    EXPLORATION = "EXPLORATION"
-    FOLLOW_UP = "FOLLOW_UP"
-
-
-class Criterion(StrEnum):
-    """What a prompt is marked by, 1 to 5: logic, clarity, structure, context."""
-
-    R1 = "R1"
-    R2 = "R2"
-    R3 = "R3"
-    R4 = "R4"
-
-
-class CaseGroup(StrEnum):
-    """Whose eyes a test case is for."""
-
-    SAMPLE = "SAMPLE"
-    PUBLIC = "PUBLIC"
-    PRIVATE = "PRIVATE"
-
-
-class RoundingStage(StrEnum):
-    """Where a policy may round."""
-
-    TURN = "turn"
-    PROMPT = "prompt"
-    CORRECTNESS = "correctness"
-    PERFORMANCE = "performance"
-    TOTAL = "total"
+__all__ = [
+    "HIGHEST_MARK",
+    "HIGHEST_SCORE",
+    "LOWEST_MARK",
+    "CaseGroup",
+    "CasesPassed",
+    "ComplexityStep",
+    "Criterion",
+    "Grade",
+    "Intent",
+    "RoundingStage",
+    "Score",
+    "ScorePolicy",
+    "SpeedScale",
+    "Unscored",
+    "Verdict",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +65,8 @@ class Unscored:
 
 
 Verdict = Score | Unscored
+Turns = Sequence[Verdict] | Mapping[int, Verdict] | Unscored
+"""Of each prompt, in order, or by its number where not every turn has one; or why there is none of any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,75 +81,9 @@ class CasesPassed:
             raise ValueError("0 ≤ passed ≤ total")
 
 
-@dataclass(frozen=True, slots=True)
-class ComplexityStep:
-    """Up to a mean cyclomatic complexity of ``at_most`` performance counts ``factor`` times, 0 to 1."""
-
-    at_most: float
-    factor: float
-
-
-@dataclass(frozen=True, slots=True)
-class SpeedScale:
-    """Up to ``full_until`` times the reference's processor time are worth 100 points, ``none_from`` and more none."""
-
-    full_until: float
-    none_from: float
-
-
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """A grade, and the total from which on it is given."""
-
-    name: str
-    at_least: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScorePolicy:
-    """How marks become scores. ``hash`` names it; ``name`` is for people.
-
-    Attributes:
-        samples: independent judgements of one prompt.
-        another_sample_at_spread: one more where two of them differ by so many marks.
-        all_samples_where: a prompt is judged once, and by all ``samples`` where one of these holds; ``None``: always.
-        panel_judges: independent judgements of the session as a whole; as many as ``samples`` where it does not say.
-        criteria: for each intent the criteria that count, with weights whose sum is 1.
-        points_per_mark: the one map from marks to scores.
-        refused_points: what a prompt counts that the guard refused; ``None``: it is left out.
-        pasted_problem_points: what a prompt counts that is the problem's text and nothing else.
-        holistic: of the whole conversation's marks, with weights whose sum is 1.
-        conversation_weights: of ``holistic`` and ``turns``.
-        prompt_weights: of ``conversation`` and ``session_r4``.
-        total_weights: of ``prompt``, ``correctness`` and ``performance``.
-        case_weights: of one test case of each group.
-        speed: how slow a program may be beside the reference.
-        complexity: by rising ``at_most``; the last one is infinite.
-        grades: by falling ``at_least``; the last one is 0.
-        grade_edge_points: how near to a grade's edge a person should look.
-        rounding: decimals for each stage that is rounded.
-    """
-
-    name: str
-    hash: str
-    samples: int
-    another_sample_at_spread: int
-    criteria: Mapping[Intent, Mapping[Criterion, float]]
-    points_per_mark: float
-    refused_points: float | None
-    pasted_problem_points: float
-    holistic_weights: Mapping[Criterion, float]
-    conversation_weights: Mapping[str, float]
-    prompt_weights: Mapping[str, float]
-    total_weights: Mapping[str, float]
-    case_weights: Mapping[CaseGroup, float]
-    speed: SpeedScale
-    complexity: tuple[ComplexityStep, ...]
-    grades: tuple[Grade, ...]
-    grade_edge_points: float
-    rounding: Mapping[RoundingStage, int]
-    panel_judges: int
-    all_samples_where: frozenset[Doubt] | None = None
+class ScorePolicy(PolicyTerms):
+    """How marks become scores: the terms with the formulas that they are the numbers of."""
 
     @classmethod
     def parse(cls, text: str) -> ScorePolicy:
@@ -170,7 +92,7 @@ class ScorePolicy:
         Raises:
             DocumentError: with every problem and where it is.
         """
-        return _parse(text)
+        return read_policy(text, cls)
 
     def with_samples(self, samples: int) -> ScorePolicy:
         """The same with so many judgements of each prompt, whatever it says itself."""
@@ -219,21 +141,24 @@ class ScorePolicy:
             for criterion, weight in self.holistic_weights.items()
         )
 
-    def turn_mean(self, turns: Sequence[Verdict]) -> Verdict:
-        """The mean of the prompts' scores, in order; without those that the policy leaves out."""
+    def turn_mean(self, turns: Turns) -> Verdict:
+        """The mean of the prompts' scores, without those that the policy leaves out."""
+        if isinstance(turns, Unscored):
+            return turns
+        numbered = turns.items() if isinstance(turns, Mapping) else enumerate(turns, start=1)
         counted = [
             (f"turn {number}", 1.0, verdict)
-            for number, verdict in enumerate(turns, start=1)
+            for number, verdict in numbered
             if not (isinstance(verdict, Unscored) and verdict.left_out)
         ]
         return _mean(counted) if counted else Unscored("there is no prompt that counts")
 
-    def prompt(self, holistic: Verdict, turns: Sequence[Verdict], r4_session: Verdict) -> Verdict:
+    def prompt(self, holistic: Verdict, turns: Turns, r4_session: Verdict) -> Verdict:
         """The score of all prompting.
 
         Args:
             holistic: of the conversation as a whole.
-            turns: of each prompt, in order; those that the policy leaves out are left out of their mean.
+            turns: of each prompt; those that the policy leaves out are left out of their mean.
             r4_session: R4 of the whole session, as a score (`points`).
         """
         mean = self.turn_mean(turns)
@@ -266,15 +191,16 @@ class ScorePolicy:
         return self._round(RoundingStage.CORRECTNESS, Score(min(passed / total, 1.0) * HIGHEST_SCORE))
 
     def running_time(self, ratio: float) -> Score:
-        """A program's processor time as a multiple of the reference's, above 0, as a score.
+        """A program's processor time as a multiple of the reference's, 0 or more, as a score.
 
         Between the scale's ends every doubling costs the same.
         """
-        if not 0 < ratio < math.inf:
-            raise ValueError("a ratio of times is more than 0")
+        if not 0 <= ratio < math.inf:
+            raise ValueError("a ratio of times is 0 or more")
         full, none = self.speed.full_until, self.speed.none_from
-        share = math.log(none / ratio) / math.log(none / full)
-        return Score(min(max(share, 0.0), 1.0) * HIGHEST_SCORE)
+        if ratio <= full:
+            return Score(HIGHEST_SCORE)
+        return Score(max(math.log(none / ratio) / math.log(none / full), 0.0) * HIGHEST_SCORE)
 
     def performance(self, measured: Verdict, mean_complexity: float | Unscored, correctness: Verdict) -> Verdict:
         """The score of running time and complexity.
@@ -294,7 +220,7 @@ class ScorePolicy:
             return Unscored(f"complexity: {mean_complexity.reason}")
         if not 0 <= mean_complexity < math.inf:
             raise ValueError("a complexity is 0 or more")
-        factor = next(step.factor for step in self.complexity if mean_complexity <= step.at_most + _CLOSE)
+        factor = next(step.factor for step in self.complexity if mean_complexity <= step.at_most + CLOSE)
         return self._round(RoundingStage.PERFORMANCE, Score(measured.value * factor))
 
     def total(self, prompt: Verdict, correctness: Verdict, performance: Verdict) -> Verdict:
@@ -305,12 +231,12 @@ class ScorePolicy:
 
     def grade(self, total: Score) -> str:
         """The grade of an exam's score. What is unscored has none."""
-        return next(grade.name for grade in self.grades if total.value >= grade.at_least - _CLOSE)
+        return next(grade.name for grade in self.grades if total.value >= grade.at_least - CLOSE)
 
     def near_grade_edge(self, score: Score) -> bool:
         """Whether a little more or less would have been another grade, so that a person should look."""
         edges = [grade.at_least for grade in self.grades if grade.at_least > 0]
-        return any(abs(score.value - edge) <= self.grade_edge_points + _CLOSE for edge in edges)
+        return any(abs(score.value - edge) <= self.grade_edge_points + CLOSE for edge in edges)
 
     def _round(self, stage: RoundingStage, verdict: Verdict) -> Verdict:
         decimals = self.rounding.get(stage)
@@ -335,135 +261,3 @@ def _mean(weighed: Iterable[tuple[str, float, Verdict]]) -> Verdict:
 def _list(reasons: Sequence[str], most: int = 5) -> str:
     shown = "; ".join(reasons[:most])
     return f"{shown}; and {len(reasons) - most} more" if len(reasons) > most else shown
-
-
-def _parse(text: str) -> ScorePolicy:
-    top = read_yaml(
-        text,
-        "The score policy cannot be used",
-        (
-            *("kind", "name", "samples", "another_sample_at_spread", "criteria", "points_per_mark", "refused"),
-            *("pasted_problem", "conversation", "prompt", "total", "correctness", "complexity", "grades"),
-            *("grade_edge", "rounding"),
-        ),
-        ("all_samples_where", "panel_judges", "holistic", "performance"),
-    )
-    if "kind" in top and not top.is_word("kind", "policy"):
-        top.problem("kind", "must be policy")
-    samples = top.whole("samples", 1, 9)
-    policy = ScorePolicy(
-        name=top.text("name", pattern=NAME),
-        hash=content_hash(text),
-        samples=samples,
-        another_sample_at_spread=top.whole("another_sample_at_spread", 1, HIGHEST_MARK - LOWEST_MARK),
-        criteria=_criteria(top.section("criteria", list(Intent))),
-        points_per_mark=_above_zero(top, "points_per_mark", HIGHEST_SCORE / HIGHEST_MARK),
-        refused_points=None if top.is_word("refused", "left_out") else top.number("refused", 0, HIGHEST_SCORE),
-        pasted_problem_points=top.number("pasted_problem", 0, HIGHEST_SCORE),
-        holistic_weights=_holistic(top),
-        conversation_weights=_shares(top.section("conversation", ("holistic", "turns"))),
-        prompt_weights=_shares(top.section("prompt", ("conversation", "session_r4"))),
-        total_weights=_shares(top.section("total", ("prompt", "correctness", "performance"))),
-        case_weights=_case_weights(top.section("correctness", list(CaseGroup))),
-        speed=_speed(top),
-        complexity=_complexity(top),
-        grades=_grades(top),
-        grade_edge_points=top.number("grade_edge", 0, 10),
-        rounding=_rounding(top.section("rounding", (), list(RoundingStage))),
-        all_samples_where=_doubts(top),
-        panel_judges=top.whole("panel_judges", 2, 9) if "panel_judges" in top else samples,
-    )
-    top.finish("The score policy cannot be used")
-    return policy
-
-
-def _doubts(top: Section) -> frozenset[Doubt] | None:
-    if "all_samples_where" not in top:
-        return None
-    return frozenset(map(Doubt, top.words("all_samples_where", list(Doubt))))
-
-
-def _above_zero(section: Section, key: str, high: float) -> float:
-    value = section.number(key, 0, high)
-    if value == 0:
-        section.problem(key, "must be more than 0")
-    return value
-
-
-def _shares(section: Section) -> Mapping[str, float]:
-    weights = {key: section.number(key, 0, 1) for key in section.keys}
-    whole = math.fsum(weights.values())
-    if weights and not math.isnan(whole) and abs(whole - 1) > _CLOSE:
-        section.problem("", f"the weights must sum to 1, and sum to {whole:.10g}")
-    return weights
-
-
-def _holistic(top: Section) -> Mapping[Criterion, float]:
-    """Policies older than submissions do not say; in them all criteria count alike."""
-    if "holistic" not in top:
-        return dict.fromkeys(Criterion, 1 / len(Criterion))
-    return _parts(top, "holistic")
-
-
-def _speed(top: Section) -> SpeedScale:
-    if "performance" not in top:
-        return SpeedScale(1.5, 10.0)
-    section = top.section("performance", ("full_until", "none_from"))
-    full, none = section.number("full_until", 1, 1_000), section.number("none_from", 1, 1_000)
-    if none <= full:
-        section.problem("none_from", "must be more than full_until")
-    return SpeedScale(full, none)
-
-
-def _criteria(section: Section) -> Mapping[Intent, Mapping[Criterion, float]]:
-    """For each intent the weights."""
-    return {intent: _parts(section, intent) for intent in Intent}
-
-
-def _parts(section: Section, key: str) -> Mapping[Criterion, float]:
-    """Weights, given as parts such as 1, 2 and 1, as shares of 1."""
-    inner = section.section(key, (), list(Criterion))
-    parts = {criterion: _above_zero(inner, criterion, 100) for criterion in Criterion if criterion in inner}
-    whole = math.fsum(parts.values())
-    if inner.is_there and not parts:
-        section.problem(key, "must name one criterion at least, such as {R1: 1}")
-    return {criterion: part / whole for criterion, part in parts.items()} if whole else {}
-
-
-def _case_weights(section: Section) -> Mapping[CaseGroup, float]:
-    weights = {group: section.number(group, 0, 1_000) for group in CaseGroup if group in section}
-    if weights and not any(weights.values()):
-        section.problem("", "one group at least must count")
-    return weights
-
-
-def _complexity(top: Section) -> tuple[ComplexityStep, ...]:
-    entries = top.sections("complexity", ("factor",), ("at_most",))
-    steps = []
-    for entry in entries:
-        last = entry is entries[-1]
-        if last == ("at_most" in entry):
-            entry.problem("", "must not have at_most: it is for all above" if last else "must have at_most")
-        at_most = math.inf if last else entry.number("at_most", 0, 1_000)
-        steps.append(ComplexityStep(at_most, entry.number("factor", 0, 1)))
-    if is_out_of_order([step.at_most for step in steps]):
-        top.problem("complexity", "at_most must rise from entry to entry")
-    return tuple(steps)
-
-
-def _grades(top: Section) -> tuple[Grade, ...]:
-    entries = top.sections("grades", ("grade", "at_least"))
-    grades = tuple(Grade(entry.text("grade"), entry.number("at_least", 0, HIGHEST_SCORE)) for entry in entries)
-    if is_out_of_order([grade.at_least for grade in grades], falling=True):
-        top.problem("grades", "at_least must fall from entry to entry")
-    names = [grade.name for grade in grades]
-    for place, entry in enumerate(entries):
-        if names[place] and names[place] in names[:place]:
-            entry.problem("grade", f"{names[place]} is given twice")
-    if grades and grades[-1].at_least > 0:
-        entries[-1].problem("at_least", "must be 0 in the last entry, so that every total has a grade")
-    return grades
-
-
-def _rounding(section: Section) -> Mapping[RoundingStage, int]:
-    return {stage: section.whole(stage, 0, 6) for stage in RoundingStage if stage in section}

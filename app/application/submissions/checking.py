@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from app.application.evaluation.outcome import ATTACKS
 from app.application.submissions.conversation import SaidTurn, read_conversation
-from app.application.submissions.result import result_of
 from app.application.submissions.work import Made, Work
+from app.domain.final_scores import aggregate as scores_of
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.scoring import Score, ScorePolicy
 from app.domain.submission import COMPONENTS, Node, Outcome
@@ -50,7 +50,7 @@ async def hold(_work: Work, came: Outcomes) -> Made:
 def _reasons(came: Outcomes, policy: ScorePolicy) -> dict[ReviewReasonEnum, dict[str, Any]]:
     found: dict[ReviewReasonEnum, dict[str, Any]] = {}
     missing = {node.value: came[node].reason for node in COMPONENTS if came[node].status == "missing"}
-    total = result_of(came, policy)["final_scores"]
+    total = scores_of(policy, came)["final_scores"]
     if missing or total["status"] != "SCORED":
         unscored = {name: part["reason"] for name, part in total["components"].items() if part["score"] is None}
         found[ReviewReasonEnum.COMPONENT_MISSING] = {"missing": missing, "unscored": unscored}

@@ -7,10 +7,11 @@ from typing import Any
 
 from app.application.evaluation.judging import when_database_is_there
 from app.application.services.callback_service import CallbackService
-from app.application.submissions.result import result_of
 from app.application.submissions.work import Made, SubmissionDesk, Work
 from app.core import metrics
 from app.core.errors import ErrorCode
+from app.domain.final_scores import Override
+from app.domain.final_scores import aggregate as scores_of
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.scoring import ScorePolicy
 from app.domain.submission import DONE, FAILED, HELD, Node, Outcome, Progress
@@ -25,11 +26,14 @@ from app.infrastructure.repositories.submission_claims import ClaimedEvaluation,
 _SCORES = ("status", "prompt_score", "correctness_score", "performance_score", "total_score", "grade")
 
 
-async def aggregate(_work: Work, came: Outcomes) -> Made:
-    """The scores, by the pinned policy and what has come of the nodes; nothing else goes in."""
+async def aggregate(work: Work, came: Outcomes) -> Made:
+    """The scores, by the pinned policy, what has come of the nodes, and what people have set; nothing else goes in."""
     async with get_db_context() as db:
         content = await DocumentRepository(db).content("policy", came[Node.FREEZE].value["policy"])
-    return Made(Outcome("ok", result_of(came, ScorePolicy.parse(content))))
+        rows = await ReviewRepository(db).component_overrides(work.evaluation.submission_id)
+    overrides = {name: Override(row.score, row.reason, row.person) for name, row in rows.items()}
+    scores = scores_of(ScorePolicy.parse(content), came, overrides)
+    return Made(Outcome("ok", scores, evidence={"overrides": {name: row.id for name, row in rows.items()}}))
 
 
 async def tell(work: Work, came: Outcomes) -> Made:

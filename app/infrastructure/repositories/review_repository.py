@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
+from app.domain.final_scores import COMPONENTS, Component, Override
 from app.infrastructure.persistence.models import PromptSession, ReviewItem, ReviewReasonEnum, ScoreOverride
 from app.infrastructure.persistence.session import Transaction
 
@@ -111,3 +112,29 @@ class ReviewRepository:
             .limit(1)
         )
         return (await self._db.scalars(statement)).first()
+
+    async def override_component(
+        self, session_id: int, submission_id: int, component: str, override: Override, revision: int
+    ) -> ScoreOverride:
+        """Store a person's score of a submission's component."""
+        values = {
+            "session_id": session_id,
+            "submission_id": submission_id,
+            "component": component,
+            "score": override.score,
+            "reason": override.reason,
+            "person": override.person,
+            "revision": revision,
+        }
+        return (await self._db.scalars(insert(ScoreOverride).returning(ScoreOverride), [values])).one()
+
+    async def component_overrides(self, submission_id: int) -> dict[Component, ScoreOverride]:
+        """The persons' scores that count for a submission, by component."""
+        statement = (
+            select(ScoreOverride)
+            .where(ScoreOverride.submission_id == submission_id, ScoreOverride.component.in_(COMPONENTS))
+            .order_by(ScoreOverride.id)
+        )
+        found = await self._db.scalars(statement.execution_options(populate_existing=True))
+        by_name = {override.component: override for override in found}
+        return {name: by_name[name] for name in COMPONENTS if name in by_name}
