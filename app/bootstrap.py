@@ -23,7 +23,7 @@ from app.application.services.problem_service import ProblemService
 from app.application.services.submission_relay import SubmissionRelay
 from app.application.services.submission_service import SubmissionService
 from app.application.submissions.followers import Followers
-from app.application.submissions.work import SubmissionDesk
+from app.application.submissions.work import SubmissionDesk, TriedRunner
 from app.application.turns.generation import Generations
 from app.application.turns.lease import Lease
 from app.application.turns.recovery import Recovery
@@ -287,7 +287,8 @@ async def _start_service(
     _tune_garbage_collector()
     service = EvalService(runner, generations, state, tails, lambda: lease.token)
     evaluations = EvaluationService(judged_by, held=held)
-    problems = ProblemService(to_evaluate.runner)
+    tried = to_evaluate.runner
+    problems = ProblemService(None if tried is None else tried.runner)
     submissions = SubmissionService(settings.limits.code_chars, held=held, tells_stages=to_evaluate.tells_stages)
     return Resources(
         settings, database, opened, runner, relay, service, evaluations, problems, submissions, followers, on_settled
@@ -321,11 +322,12 @@ def open_desk(
 
 async def open_submission_desk(stack: AsyncExitStack, settings: Settings, desk: Desk) -> SubmissionDesk:
     """What submissions are evaluated with: the judges that judge prompts, and what runs and analyses code."""
+    runner = await open_runner(settings.runner, stack)
     return SubmissionDesk(
         judges=desk.judges,
         counter=desk.counter,
         trials=desk.trials,
-        runner=await open_runner(settings.runner, stack),
+        runner=None if runner is None else TriedRunner(runner),
         default=await default_basis(settings.judge.model),
         concurrency=settings.submissions.concurrency,
         held=desk.held,

@@ -23,19 +23,20 @@ async def run_tests(work: Work, came: Outcomes) -> Made | PutOff:
     Raises:
         RunnerUnavailableError: nothing can be run now.
     """
-    frozen, evaluation, runner = came[Node.FREEZE].value, work.evaluation, work.desk.runner
+    frozen, evaluation, tried = came[Node.FREEZE].value, work.evaluation, work.desk.runner
     if evaluation.spec_id is None or frozen["problem_version"] is None:
         return Made(Outcome.missing("no problem is set"))
-    if runner is None:
+    if tried is None:
         return Made(Outcome.missing("no code runner is set"))
     async with get_db_context() as db:
         problem = await ProblemRepository(db).problem(evaluation.spec_id, frozen["problem_version"])
         submission = await SubmissionRepository(db).find(str(evaluation.client_id))
     assert problem is not None and submission is not None, "versions stay, and an evaluation has a submission"
     graded = await grade(
-        runner,
+        tried.runner,
         problem,
         SourceProgram(submission.language, submission.code),
+        isolation=await tried.isolation(),
         on_progress=lambda done, total: work.reporter.note(Progress.of_cases(done, total)),
     )
     value = graded.to_json()
