@@ -19,10 +19,11 @@ from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
 from app.application.services.evaluation_relay import Desk, EvaluationRelay
 from app.application.services.evaluation_service import EvaluationService
+from app.application.services.problem_service import ProblemService
 from app.application.services.submission_relay import SubmissionRelay
 from app.application.services.submission_service import SubmissionService
 from app.application.submissions.followers import Followers
-from app.application.submissions.work import SubmissionDesk
+from app.application.submissions.work import SubmissionDesk, TriedRunner
 from app.application.turns.generation import Generations
 from app.application.turns.lease import Lease
 from app.application.turns.recovery import Recovery
@@ -47,6 +48,7 @@ from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate, schema_state, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, fault
 from app.infrastructure.repositories.state_repository import StateRepository
+from app.infrastructure.runner.opening import open_runner
 
 log = structlog.get_logger()
 
@@ -199,7 +201,7 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
 
         desk = open_desk(stack, settings, counter, on_told=wake)
         judging = EvaluationRelay(desk, lambda: lease.token)
-        evaluating = SubmissionRelay(await open_submission_desk(settings, desk), lambda: lease.token)
+        evaluating = SubmissionRelay(await open_submission_desk(stack, settings, desk), lambda: lease.token)
 
         await _take_lease(stack, lease, recovery)
         _run(
@@ -250,7 +252,7 @@ async def _start_service(
 
     desk = open_desk(stack, settings, opened.counter, on_told=wake, local=opened.local)
     judging = EvaluationRelay(desk, lambda: lease.token)
-    to_evaluate = await open_submission_desk(settings, desk)
+    to_evaluate = await open_submission_desk(stack, settings, desk)
     evaluating = SubmissionRelay(to_evaluate, lambda: lease.token)
     judged_by = to_evaluate.default
     followers = Followers()
@@ -285,9 +287,11 @@ async def _start_service(
     _tune_garbage_collector()
     service = EvalService(runner, generations, state, tails, lambda: lease.token)
     evaluations = EvaluationService(judged_by, held=held)
+    tried = to_evaluate.runner
+    problems = ProblemService(None if tried is None else tried.runner)
     submissions = SubmissionService(settings.limits.code_chars, held=held, tells_stages=to_evaluate.tells_stages)
     return Resources(
-        settings, database, opened, runner, relay, service, evaluations, submissions, followers, on_settled
+        settings, database, opened, runner, relay, service, evaluations, problems, submissions, followers, on_settled
     )
 
 
@@ -316,13 +320,14 @@ def open_desk(
     )
 
 
-async def open_submission_desk(settings: Settings, desk: Desk) -> SubmissionDesk:
+async def open_submission_desk(stack: AsyncExitStack, settings: Settings, desk: Desk) -> SubmissionDesk:
     """What submissions are evaluated with: the judges that judge prompts, and what runs and analyses code."""
+    runner = await open_runner(settings.runner, stack)
     return SubmissionDesk(
         judges=desk.judges,
         counter=desk.counter,
         trials=desk.trials,
-        runner=None,
+        runner=None if runner is None else TriedRunner(runner),
         default=await default_basis(settings.judge.model),
         concurrency=settings.submissions.concurrency,
         held=desk.held,

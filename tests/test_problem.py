@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from app.domain import problem as limits
 from app.domain.problem import Problem, ProblemError
+from app.domain.problem_parts import LONGEST_TEXT
 from tests.support.problems import SUM
 
 
@@ -108,7 +109,7 @@ def test_many_faults_are_shown_in_part_and_kept_whole() -> None:
 
 
 def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert faults({**SUM, "cases": [{"name": "a", "input": "x" * (limits.LONGEST_TEXT + 1), "output": ""}]})
+    assert faults({**SUM, "cases": [{"name": "a", "input": "x" * (LONGEST_TEXT + 1), "output": ""}]})
     assert faults({**SUM, "cases": [{"name": f"{n}", "input": "", "output": ""} for n in range(limits.MOST_CASES + 1)]})
     assert faults({**SUM, "references": [SUM["references"][0]] * (limits.MOST_REFERENCES + 1)})
     monkeypatch.setattr(limits, "LARGEST_PROBLEM", 1_000)
@@ -144,7 +145,7 @@ def test_the_published_schema_is_the_problem_s_and_holds() -> None:
     validator = Draft202012Validator(schema)
     validator.validate(SUM)
     validator.validate(Problem.parse(SUM).to_json())
-    longest = {"name": "a", "input": "x" * (limits.LONGEST_TEXT + 1), "output": ""}
+    longest = {"name": "a", "input": "x" * (LONGEST_TEXT + 1), "output": ""}
     for wrong in ({**SUM, "title": ""}, {**SUM, "cases": [longest]}):
         assert not validator.is_valid(wrong)
     for wrong in ({**SUM, "verify": False}, {**SUM, "references": []}, {**SUM, "checker": {"kind": "fuzzy"}}):

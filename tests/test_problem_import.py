@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.problem import LONGEST_TEXT, Problem, ProblemError
+from app.domain.problem import Problem, ProblemError
+from app.domain.problem_parts import LONGEST_TEXT
 from app.infrastructure.packages import files as package_files
 from app.infrastructure.packages.package import ImportedProblem, read_package
 from tests.support.packages import LEGACY, NEWER, changed, write_folder, write_zip
@@ -279,7 +280,7 @@ def test_a_broken_archive_and_what_is_none_are_told(tmp_path: Path) -> None:
         ("broken.zip", bytes(broken)),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ProblemError, match="archive|packed"):
+        with pytest.raises(ProblemError, match=r"archive|packed"):
             read_package(tmp_path / name)
 
 

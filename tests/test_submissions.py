@@ -63,7 +63,7 @@ def show(rest: httpx.Client, submission_id: str | int) -> dict[str, Any]:
     return body
 
 
-def ended(rest: httpx.Client, submission_id: str | int, timeout: float = 20.0) -> dict[str, Any]:
+def ended(rest: httpx.Client, submission_id: str | int, timeout: float = 60.0) -> dict[str, Any]:
     """The submission, once it is evaluated."""
     found: dict[str, Any] = wait_until(
         lambda: body if (body := show(rest, submission_id))["status"] in {"DONE", "FAILED"} else None, timeout

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from app.application.services.callback_relay import CallbackRelay
 from app.application.services.eval_service import EvalService
 from app.application.services.evaluation_service import EvaluationService
+from app.application.services.problem_service import ProblemService
 from app.application.services.submission_service import SubmissionService
 from app.application.submissions.followers import Followers
 from app.application.turns.runner import TurnRunner
@@ -31,6 +32,7 @@ class Resources:
     relay: CallbackRelay
     service: EvalService
     evaluations: EvaluationService
+    problems: ProblemService
     submissions: SubmissionService
     followers: Followers
     wake_delivery: Callable[[], None]

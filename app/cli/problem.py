@@ -118,8 +118,12 @@ def list_problems(limit: Limit = 100, as_json: AsJson = False) -> None:
         for entry in found:
             if as_json:
                 members: dict[str, Any] = {
-                    **{"spec_id": entry.spec_id, "version": entry.version, "title": entry.title},
-                    **{"cases": entry.cases, "hash": entry.content_hash, "created_at": entry.created_at.isoformat()},
+                    "spec_id": entry.spec_id,
+                    "version": entry.version,
+                    "title": entry.title,
+                    "cases": entry.cases,
+                    "hash": entry.content_hash,
+                    "created_at": entry.created_at.isoformat(),
                 }
                 typer.echo(json.dumps(members, ensure_ascii=False))
             else:

@@ -41,6 +41,7 @@ class Checker:
         program: for program: an output validator as the ICPC package format has them. It is called with the paths of
             the input, the answer and a directory for messages, reads the output from standard input, and ends with
             exit code 42 (accepted) or 43 (wrong).
+        arguments: what the program is called with besides.
     """
 
     kind: CheckerKind = CheckerKind.TOKENS
@@ -48,6 +49,7 @@ class Checker:
     absolute: float = 0.0
     relative: float = 0.0
     program: SourceProgram | None = None
+    arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.

@@ -11,21 +11,30 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.core.errors import ErrorCode, TurnstoneError
-from app.domain.code_runner import Limits, SourceProgram
 from app.domain.documents import content_hash
-from app.domain.scoring import CaseGroup
+from app.domain.problem_parts import (
+    CHECKERS,
+    LONGEST_SOURCE,
+    STORABLE,
+    Checker,
+    FloatsChecker,
+    Language,
+    Part,
+    ProblemLimits,
+    Program,
+    TestCase,
+    TokensChecker,
+    check_storable,
+)
 
 MOST_CASES = 500
 MOST_REFERENCES = 10
-LONGEST_TEXT = 4 * 1024 * 1024
-"""Characters of one case's input, and of its output."""
-LONGEST_SOURCE = 256 * 1024
 LONGEST_STATEMENT = 100_000
 LARGEST_PROBLEM = 16 * 1024 * 1024
 """Bytes of a problem's texts in UTF-8, all together."""
@@ -33,25 +42,7 @@ _SHOWN_FAULTS = 20
 _DEEPEST_PATTERN = 20
 _FAULTS = "problem_faults"
 
-Language = Literal["python", "javascript", "java", "c", "cpp", "go"]
 StatementLanguage = Literal["en", "ko"]
-
-
-def _storable(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not hold a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must not hold half a surrogate pair") from None
-    return text
-
-
-_STORABLE = AfterValidator(_storable)
-Source = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_SOURCE), _STORABLE]
-Name = Annotated[str, StringConstraints(pattern=r"^[\w][\w .()/+-]{0,127}$")]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Whole = Annotated[int, Field(strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,114 +66,13 @@ class ProblemError(TurnstoneError):
         self.faults = faults
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Program(_Part):
-    """A program of one file."""
-
-    language: Language
-    source: Source
-
-    def as_source(self) -> SourceProgram:
-        """What the runner takes."""
-        return SourceProgram(self.language, self.source)
-
-
-class TestCase(_Part):
-    """One input and what is to come of it; both are text, and what a checker makes of ``output`` is up to it."""
-
-    __test__: ClassVar[bool] = False  # no class of tests, whatever a collector may think
-
-    name: Name = Field(description="unique in its problem")
-    group: CaseGroup = Field(CaseGroup.PRIVATE, description="`SAMPLE` and `PUBLIC` may be shown to candidates")
-    weight: Annotated[Number, Field(ge=0, le=1_000_000)] = Field(1.0, description="within its group")
-    input: Annotated[str, StringConstraints(max_length=LONGEST_TEXT), _STORABLE]
-    output: Annotated[str, StringConstraints(max_length=LONGEST_TEXT), _STORABLE]
-
-
-class Factor(_Part):
-    """What a language is given more than the others, because its programs start slowly or take more memory."""
-
-    time: Annotated[Number, Field(ge=1, le=20)] = 1.0
-    memory: Annotated[Number, Field(ge=1, le=20)] = 1.0
-
-
-class ProblemLimits(_Part):
-    """What one run of a program may use."""
-
-    cpu_s: Annotated[Number, Field(ge=0.1, le=60)] = Field(2.0, description="seconds of CPU")
-    wall_s: Annotated[Number, Field(ge=0.1, le=180)] | None = Field(
-        None, description="seconds from start to end; null: three times `cpu_s`"
-    )
-    memory_mb: Annotated[Whole, Field(ge=16, le=8192)] = Field(256, description="MiB")
-    output_bytes: Annotated[Whole, Field(ge=1, le=64 * 1024 * 1024)] = Field(
-        8 * 1024 * 1024, description="bytes of standard output"
-    )
-    processes: Annotated[Whole, Field(ge=1, le=256)] = Field(32, description="processes and threads at once")
-    files_mb: Annotated[Whole, Field(ge=1, le=1024)] = Field(32, description="MiB in files")
-    factors: Mapping[Language, Factor] = Field(default_factory=dict, description="more time or memory for a language")
-
-    def of(self, language: str) -> Limits:
-        """The limits of a program in a language."""
-        factor = {str(name): factor for name, factor in self.factors.items()}.get(language, Factor())
-        wall = 3 * self.cpu_s if self.wall_s is None else self.wall_s
-        return Limits(
-            cpu_s=self.cpu_s * factor.time,
-            wall_s=wall * factor.time,
-            memory_mb=round(self.memory_mb * factor.memory),
-            output_bytes=self.output_bytes,
-            processes=self.processes,
-            files_mb=self.files_mb,
-        )
-
-
-class ExactChecker(_Part):
-    """The output has to be the same, except for space at the ends of lines and of the whole."""
-
-    kind: Literal["exact"]
-
-
-class TokensChecker(_Part):
-    """The outputs' words have to be the same; how much space stands between them does not matter."""
-
-    kind: Literal["tokens"]
-    case_sensitive: bool = Field(True, strict=True)
-
-
-class FloatsChecker(_Part):
-    """As tokens, but numbers may differ by so much, absolutely or relatively: whichever lets them pass."""
-
-    kind: Literal["floats"]
-    absolute: Annotated[Number, Field(ge=0, le=1)] = Field(0.0, description="absolute tolerance")
-    relative: Annotated[Number, Field(ge=0, le=1)] = Field(0.0, description="relative tolerance")
-    case_sensitive: bool = Field(True, strict=True)
-
-
-class ProgramChecker(_Part):
-    """A program of the problem's decides, in a sandbox of its own.
-
-    It is called as output validators of the common package format are: arguments ``input answer feedback/`` and those
-    of the problem, the candidate's output on standard input; exit code 42 accepts, 43 refuses, and any other one is a
-    fault of the checker.
-    """
-
-    kind: Literal["program"]
-    program: Program
-    arguments: tuple[Annotated[str, StringConstraints(max_length=1_000), _STORABLE], ...] = Field((), max_length=20)
-
-
-Checker = Annotated[ExactChecker | TokensChecker | FloatsChecker | ProgramChecker, Field(discriminator="kind")]
-
-
-class Problem(_Part):
+class Problem(Part):
     """A problem, complete: whoever has it can grade a program."""
 
-    title: Annotated[str, StringConstraints(min_length=1, max_length=200), _STORABLE]
-    statement: Mapping[
-        StatementLanguage, Annotated[str, StringConstraints(max_length=LONGEST_STATEMENT), _STORABLE]
-    ] = Field(min_length=1, description="Markdown, by language")
+    title: Annotated[str, StringConstraints(min_length=1, max_length=200), STORABLE]
+    statement: Mapping[StatementLanguage, Annotated[str, StringConstraints(max_length=LONGEST_STATEMENT), STORABLE]] = (
+        Field(min_length=1, description="Markdown, by language")
+    )
     languages: tuple[Language, ...] = Field(min_length=1, description="in which it may be solved")
     limits: ProblemLimits = Field(default_factory=ProblemLimits)
     cases: tuple[TestCase, ...] = Field(min_length=1, max_length=MOST_CASES, description="in the order of their runs")
@@ -193,7 +83,7 @@ class Problem(_Part):
         description="solutions that are right; running times are compared with the one in the candidate's language, "
         "or with the first",
     )
-    starter_code: Mapping[Language, Annotated[str, StringConstraints(max_length=LONGEST_SOURCE), _STORABLE]] = Field(
+    starter_code: Mapping[Language, Annotated[str, StringConstraints(max_length=LONGEST_SOURCE), STORABLE]] = Field(
         default_factory=dict, description="what candidates start from, by language"
     )
     patterns: tuple[Mapping[str, Any], ...] = Field((), max_length=50, description="ast-grep rules to look for in code")
@@ -291,7 +181,7 @@ def _values_of(value: object, depth: int = 0) -> Iterator[object]:
 
 def _check_value(value: object) -> None:
     if isinstance(value, str):
-        _storable(value)
+        check_storable(value)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must hold no number but finite ones")
 
@@ -322,7 +212,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-_KINDS = ("exact", "tokens", "floats", "program")
 _WORDS = {
     "missing": "is missing",
     "extra_forbidden": "is not known here",
@@ -331,8 +220,8 @@ _WORDS = {
     "dict_type": "must be an object",
     "mapping_type": "must be an object",
     "tuple_type": "must be a list",
-    "union_tag_invalid": f"its kind must be one of {', '.join(_KINDS)}",
-    "union_tag_not_found": f"must say its kind: {', '.join(_KINDS)}",
+    "union_tag_invalid": f"its kind must be one of {', '.join(CHECKERS)}",
+    "union_tag_not_found": f"must say its kind: {', '.join(CHECKERS)}",
     "too_short": "must have {min_length} entry at least",
     "too_long": "must have {max_length} entries at most",
 }

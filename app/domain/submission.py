@@ -102,12 +102,14 @@ class PutOff:
         reason: in our words, for the log and for a result that has to do without it in the end.
         after_s: seconds that whoever is away asks for.
         patience_s: for how long after the evaluation was asked for it is tried.
+        instead: what there is of a value, for a result that has to do without the rest.
     """
 
     node: Node
     reason: str
     after_s: float | None = None
     patience_s: float = 86_400.0
+    instead: Any = None
 
 
 @dataclass(frozen=True, slots=True)

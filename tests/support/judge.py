@@ -5,6 +5,8 @@
     with ScriptedJudge() as judge:
         judge.next(JudgeReply(status=503))  # the first call
         judge.marks = lambda seen: {"R1": 5}  # from then on; what is left out is 4
+
+It tells from the answer's schema what it is asked: a turn's judgement, a session's (``panel``), or a code's ``review``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from aiohttp import web
 
 from tests.support.servers import WAIT_S, AppThread, Journal
 
+_PROMPT = re.compile(r"⟦#(\d+)⟧\n(.*)")
+_CODE = re.compile(r"^ *(\d+)\| *(.*\w.*)$", re.MULTILINE)
 _FENCED = re.compile(r"⟦([0-9a-f]{16})\n(.*?)\n\1⟧", re.DOTALL)
 
 
@@ -44,7 +48,7 @@ class JudgeReply:
 
 @dataclass(slots=True, eq=False)
 class JudgeSeen:
-    """One call as it came: the model, the sample, the prompt to be judged, and all messages."""
+    """One call as it came: the model, the sample, the prompt (or prompts, or code) to be judged, and all messages."""
 
     model: str
     seed: int
@@ -53,6 +57,11 @@ class JudgeSeen:
     number: int
     at: float
     answered: bool = False
+
+    @property
+    def kind(self) -> Literal["turn", "panel", "review"]:
+        system = self.messages[0]["content"]
+        return "review" if '"strengths"' in system else "panel" if '"analysis"' in system else "turn"
 
 
 class ScriptedJudge(AppThread):
@@ -120,6 +129,17 @@ class ScriptedJudge(AppThread):
 
     def judgement(self, seen: JudgeSeen) -> dict[str, Any]:
         """What it answers when nothing else is said."""
+        if seen.kind == "review":
+            line, code = _first_code(seen.candidate)
+            remark = {"text": "It reads its input at once.", "quote": code, "line": line}
+            advice = ["Name what is counted."]
+            return {"summary": "It does the work.", "strengths": [remark], "weaknesses": [], "advice": advice}
+        if seen.kind == "panel":
+            turn, text = _PROMPT.findall(seen.candidate)[0]
+            mark = {"turn": int(turn), "quote": text[:40].strip()}
+            scores = {"R1": 4, "R2": 4, "R3": 4, "R4": 4, **self.marks(seen)}
+            criteria = {name: {"reason": f"because of {name}", **mark, "score": score} for name, score in scores.items()}
+            return {"criteria": criteria, "analysis": "The work was led well."}
         marks = {"R1": 4, "R2": 4, "R3": 4, "R4": 4, **self.marks(seen)}
         quote = seen.candidate[:40].strip()
         return {
@@ -129,3 +149,8 @@ class ScriptedJudge(AppThread):
             },
             "advice": "Name the limits.",
         }
+
+
+def _first_code(shown: str) -> tuple[int, str]:
+    line, code = _CODE.findall(shown)[0]
+    return int(line), code.strip()

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.application.submissions.grading import grade
 from app.core.errors import ErrorCode, TurnstoneError
-from app.domain.code_runner import CaseVerdict, CodeRunner, RunnerUnavailableError
+from app.domain.code_runner import CaseVerdict, CodeRunner, Isolation, RunnerUnavailableError
 from app.domain.grading import CaseResult, GradingOutcome
 from app.domain.problem import Problem
 from app.infrastructure.persistence.models import ProblemVersion
@@ -60,8 +60,13 @@ def _figures(outcome: GradingOutcome) -> dict[str, Any]:
     }
 
 
-async def verify(runner: CodeRunner | None, problem: Problem) -> Verified:
+async def verify(runner: CodeRunner | None, problem: Problem, isolation: Isolation | None = None) -> Verified:
     """Run every reference on every test case, within the problem's limits.
+
+    Args:
+        runner: runs them.
+        problem: has them.
+        isolation: what the runner's self-test has found; without it, that is done first.
 
     Raises:
         ReferenceFailedError: one of them did not pass, with what failed.
@@ -71,8 +76,10 @@ async def verify(runner: CodeRunner | None, problem: Problem) -> Verified:
         raise _unavailable("There is no code runner: set TURNSTONE_RUNNER__BACKEND.")
     try:
         async with asyncio.timeout(LONGEST_S):
+            isolation = isolation or await runner.self_test()
             outcomes = [
-                await grade(runner, problem, program.as_source(), measured=False) for program in problem.references
+                await grade(runner, problem, program.as_source(), isolation=isolation, measured=False)
+                for program in problem.references
             ]
     except RunnerUnavailableError as error:
         raise _unavailable(f"The references cannot be run now. {error.problem} {error.remedy}".strip()) from None
@@ -114,6 +121,7 @@ class ProblemService:
 
     def __init__(self, runner: CodeRunner | None) -> None:
         self._runner = runner
+        self._isolation: Isolation | None = None
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def put(self, spec_id: int, problem: Problem) -> tuple[ProblemVersion, bool]:
@@ -137,6 +145,7 @@ class ProblemService:
                 ErrorCode.OVERLOADED, f"{MOST_AT_ONCE} problems are being verified; send it again.", retry_after_s=10
             )
         async with self._places:
-            verified = await verify(self._runner, problem)
+            verified = await verify(self._runner, problem, self._isolation)
+        self._isolation = verified.outcomes[0].isolation
         async with get_db_context() as db:
             return await ProblemRepository(db).put(spec_id, problem, verified.to_json())

@@ -18,7 +18,7 @@ from app.application.submissions.checking import check, hold
 from app.application.submissions.conversation import gather_turns
 from app.application.submissions.ending import aggregate, tell
 from app.application.submissions.freezing import freeze
-from app.application.submissions.judged import panel, review
+from app.application.submissions.judged import given_up, panel, review
 from app.application.submissions.testing import run_tests
 from app.application.submissions.work import Made, Step, Work
 from app.core import metrics
@@ -29,6 +29,7 @@ from app.domain.documents import DocumentError
 from app.domain.langgraph.submission_graph import EvaluationGraph
 from app.domain.langgraph.submission_state import EvaluationContext, Outcomes
 from app.domain.submission import CAN_BE_MISSING, Node, Outcome, Progress, PutOff
+from app.infrastructure.analysis.errors import AnalyserUnavailableError
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.submission_claims import EvaluationNotOursError, SubmissionClaims
@@ -108,7 +109,7 @@ class _Run:
                 return made
             if self._node not in CAN_BE_MISSING:
                 raise CannotBeEvaluatedError(self._node, made.reason)
-            made = Made(Outcome.missing(made.reason))
+            made = Made(Outcome.missing(made.reason, made.instead), given_up(self._work, self._node, made.reason))
         elapsed = time.monotonic() - self._begun
         cost = replace(made.outcome.cost, ms=round(elapsed * 1000))
         made = replace(made, outcome=replace(made.outcome, cost=cost))
@@ -168,6 +169,8 @@ def _why(node: Node, error: Exception) -> PutOff | None:
             put_off = PutOff(node, "what it is judged by cannot be used")
         case RunnerUnavailableError():
             put_off = PutOff(node, "the code runner is unavailable")
+        case AnalyserUnavailableError():
+            put_off = PutOff(node, "the analyser is unavailable")
         case TimeoutError():
             put_off = PutOff(node, "it took too long", patience_s=_DAY_S)
         case _ if isinstance(error, DATABASE_DOWN):

@@ -6,25 +6,27 @@ counts. What is not the program's fault is SE, is tried again, and never becomes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 
-from app.application.submissions.checkers import Check, CheckerUnusableError, Judged, open_check
 from app.application.submissions.measuring import measure
-from app.application.submissions.running import run_all
+from app.application.submissions.running import gather_all, run_all
+from app.application.submissions.verdicts import CaseOutcome, CheckerBrokenError, Verdicts, open_verdicts
 from app.domain.code_runner import (
     CaseVerdict,
     CodeRunner,
     CompileFailed,
-    Ended,
     Execution,
     Isolation,
-    Limits,
     PreparedProgram,
     SourceProgram,
     UnknownLanguageError,
 )
 from app.domain.grading import CaseResult, Compilation, Fault, GradingOutcome, Performance
-from app.domain.problem import Problem, TestCase
+from app.domain.problem import Problem
+from app.domain.problem_parts import TestCase
 
 Progress = Callable[[int, int], None]
 """Is told how many test cases are done, and of how many."""
@@ -44,6 +46,7 @@ async def grade(
     problem: Problem,
     program: SourceProgram,
     *,
+    isolation: Isolation,
     measured: bool = True,
     on_progress: Progress = silent,
 ) -> GradingOutcome:
@@ -53,39 +56,40 @@ async def grade(
         runner: runs it.
         problem: what it is to solve.
         program: in one of the problem's languages.
+        isolation: what the runner's self-test has found, for the record.
         measured: whether to compare running times, where any case passed.
         on_progress: is told after each batch.
 
     Raises:
         RunnerUnavailableError: nothing can be said of the program now; try again later.
     """
-    isolation = await runner.self_test()
-    try:
-        async with open_check(runner, problem.checker) as check, runner.prepared(program) as prepared:
-            if isinstance(prepared, CompileFailed):
-                failed = Compilation("failed", prepared.message, prepared.cause)
-                return _never_run(problem, program, failed, CaseVerdict.CE, isolation)
-            limits = problem.limits.of(program.language)
-            results = await _run_cases(runner, prepared, problem.cases, limits, check, on_progress)
-            performance = Performance.missing("was not to be measured")
-            if measured:
-                performance = await measure(runner, problem, prepared, results)
-    except UnknownLanguageError:
-        cause = f"there is no toolchain for {program.language}"
-        unavailable = Compilation("unavailable", cause=cause)
-        return _never_run(problem, program, unavailable, CaseVerdict.SE, isolation, "runner")
-    except CheckerUnusableError as error:
-        unavailable = Compilation("unavailable", cause=error.cause)
-        return _never_run(problem, program, unavailable, CaseVerdict.SE, isolation, "checker")
+    never_run = partial(_never_run, problem, program, isolation)
+    async with AsyncExitStack() as stack:
+        try:
+            verdicts = await stack.enter_async_context(open_verdicts(runner, problem.checker.as_checker()))
+        except (CheckerBrokenError, UnknownLanguageError) as error:
+            cause = str(error) if isinstance(error, CheckerBrokenError) else "There is no toolchain for the checker."
+            return never_run(Compilation("unavailable", cause=cause), CaseVerdict.SE, "checker")
+        try:
+            prepared = await stack.enter_async_context(runner.prepared(program))
+        except UnknownLanguageError:
+            cause = f"there is no toolchain for {program.language}"
+            return never_run(Compilation("unavailable", cause=cause), CaseVerdict.SE, "runner")
+        if isinstance(prepared, CompileFailed):
+            return never_run(Compilation("failed", prepared.message, prepared.cause), CaseVerdict.CE)
+        results = await _run_cases(_Run(runner, prepared, problem, verdicts), on_progress)
+        performance = Performance.missing("was not to be measured")
+        if measured:
+            performance = await measure(runner, problem, prepared, results)
     return GradingOutcome(program.language, Compilation("ok"), tuple(results), performance, isolation)
 
 
 def _never_run(
     problem: Problem,
     program: SourceProgram,
+    isolation: Isolation,
     compilation: Compilation,
     verdict: CaseVerdict,
-    isolation: Isolation,
     fault: Fault | None = None,
 ) -> GradingOutcome:
     cases = tuple(
@@ -96,69 +100,56 @@ def _never_run(
     return GradingOutcome(program.language, compilation, cases, performance, isolation)
 
 
-async def _run_cases(
-    runner: CodeRunner,
-    prepared: PreparedProgram,
-    cases: Sequence[TestCase],
-    limits: Limits,
-    check: Check,
-    on_progress: Progress,
-) -> list[CaseResult]:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    runner: CodeRunner
+    prepared: PreparedProgram
+    problem: Problem
+    verdicts: Verdicts
+
+
+async def _run_cases(run: _Run, on_progress: Progress) -> list[CaseResult]:
     results: list[CaseResult] = []
-    for batch in _batches(enumerate(cases)):
-        found = await _run_batch(runner, prepared, [case for _, case in batch], limits, check)
+    cases = run.problem.cases
+    for start in range(0, len(cases), _BATCH):
+        batch = cases[start : start + _BATCH]
+        found = await _run_batch(run, batch)
         results += [
-            _result(index, case, execution, judged)
-            for (index, case), (execution, judged) in zip(batch, found, strict=True)
+            _result(start + place, case, execution, outcome)
+            for place, (case, (execution, outcome)) in enumerate(zip(batch, found, strict=True))
         ]
         on_progress(len(results), len(cases))
     return results
 
 
-def _batches(cases: Iterable[tuple[int, TestCase]]) -> Iterator[list[tuple[int, TestCase]]]:
-    """Lists of a few cases each. A checker runs between them, never while the program holds its sandbox."""
-    found = list(cases)
-    for start in range(0, len(found), _BATCH):
-        yield found[start : start + _BATCH]
-
-
-async def _run_batch(
-    runner: CodeRunner, prepared: PreparedProgram, cases: Sequence[TestCase], limits: Limits, check: Check
-) -> list[tuple[Execution, Judged]]:
-    """Run and check; what is the system's fault once more, `TRIES` times in all."""
-    found: dict[int, tuple[Execution, Judged]] = {}
+async def _run_batch(run: _Run, cases: Sequence[TestCase]) -> list[tuple[Execution, CaseOutcome]]:
+    """Run and judge; what is the system's fault once more, `TRIES` times in all."""
+    limits = run.problem.limits.of(run.prepared.language)
+    found: dict[int, tuple[Execution, CaseOutcome]] = {}
     waiting = list(range(len(cases)))
     for _ in range(TRIES):
         inputs = [cases[place].input.encode() for place in waiting]
-        executions = await run_all(runner, prepared, inputs, limits)
-        finished = [
-            (place, execution)
-            for place, execution in zip(waiting, executions, strict=True)
-            if execution.how is Ended.FINISHED
-        ]
-        judged = await check([(cases[place], execution.stdout) for place, execution in finished])
-        by_checker = dict(zip((place for place, _ in finished), judged, strict=True))
-        for place, execution in zip(waiting, executions, strict=True):
-            found[place] = (execution, by_checker.get(place) or _by_ending(execution))
+        executions = await run_all(run.runner, run.prepared, inputs, limits)
+        # Not before the program's last run: a checker's sandbox and the program's would wait for each other.
+        outcomes = await gather_all(
+            run.verdicts.verdict(execution, given, cases[place].output.encode())
+            for place, given, execution in zip(waiting, inputs, executions, strict=True)
+        )
+        found |= dict(zip(waiting, zip(executions, outcomes, strict=True), strict=True))
         waiting = [place for place in waiting if found[place][1].verdict is CaseVerdict.SE]
         if not waiting:
             break
     return [found[place] for place in range(len(cases))]
 
 
-def _by_ending(execution: Execution) -> Judged:
-    verdict = CaseVerdict(execution.how.value)
-    return Judged(verdict, execution.cause, "runner" if verdict is CaseVerdict.SE else None)
-
-
-def _result(index: int, case: TestCase, execution: Execution, judged: Judged) -> CaseResult:
+def _result(index: int, case: TestCase, execution: Execution, outcome: CaseOutcome) -> CaseResult:
     return CaseResult(
         index,
         case.name,
         case.group,
         case.weight,
-        judged.verdict,
-        judged.cause,
+        outcome.verdict,
+        outcome.cause,
         cpu_ms=execution.cpu_ms,
         wall_ms=execution.wall_ms,
         memory_kb=execution.memory_kb,
@@ -166,5 +157,5 @@ def _result(index: int, case: TestCase, execution: Execution, judged: Judged) ->
         stderr_bytes=execution.stderr_bytes,
         exit_code=execution.exit_code,
         signal=execution.signal,
-        fault=judged.fault,
+        fault=outcome.fault,
     )

@@ -1,10 +1,14 @@
-"""Runs of one prepared program, taken together."""
+"""Runs that are waited for together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 from app.domain.code_runner import CodeRunner, Execution, Limits, PreparedProgram, ProgramInput, RunnerUnavailableError
+
+_Value = TypeVar("_Value")
 
 
 async def run_all(
@@ -19,3 +23,14 @@ async def run_all(
     if len(executions) != len(inputs):
         raise RunnerUnavailableError(f"The runner answered {len(executions)} of {len(inputs)} runs.")
     return executions
+
+
+async def gather_all(jobs: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value]:
+    """The values, in order; where one job fails, the others are ended before its error is raised."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

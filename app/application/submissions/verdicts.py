@@ -18,6 +18,7 @@ from app.domain.code_runner import (
     PreparedProgram,
     ProgramInput,
 )
+from app.domain.grading import Fault
 
 _CHECKER_LIMITS = Limits(cpu_s=10, wall_s=30, memory_mb=512, output_bytes=1024 * 1024, files_mb=64)
 _ACCEPTED, _WRONG = 42, 43
@@ -30,10 +31,11 @@ class CheckerBrokenError(Exception):
 
 
 class CaseOutcome(NamedTuple):
-    """A verdict and what led to it, without the candidate's text."""
+    """A verdict and what led to it, without the candidate's text; ``fault`` is whose failure an SE is."""
 
     verdict: CaseVerdict
     cause: str
+    fault: Fault | None = None
 
 
 class Verdicts:
@@ -49,7 +51,8 @@ class Verdicts:
             RunnerUnavailableError: the checker program cannot be run now.
         """
         if execution.how is not Ended.FINISHED:
-            return CaseOutcome(CaseVerdict(execution.how.value), execution.cause)
+            verdict = CaseVerdict(execution.how.value)
+            return CaseOutcome(verdict, execution.cause, "runner" if verdict is CaseVerdict.SE else None)
         if self._program is not None:
             return await self._ask(self._program, execution.stdout, given, expected)
         if max(len(execution.stdout), len(expected)) > _COMPARED_AT_ONCE:
@@ -62,14 +65,15 @@ class Verdicts:
         case = ProgramInput(
             output,
             {"judge/input": given, "judge/answer": expected, "feedback/judgemessage.txt": b""},
-            ("judge/input", "judge/answer", "feedback/"),
+            ("judge/input", "judge/answer", "feedback/", *self._checker.arguments),
         )
         [said] = [run async for run in self._runner.run(program, [case], _CHECKER_LIMITS)]
         if said.exit_code == _ACCEPTED:
             return CaseOutcome(CaseVerdict.AC, "the checker accepts it")
         if said.exit_code == _WRONG:
             return CaseOutcome(CaseVerdict.WA, "the checker refuses it")
-        return CaseOutcome(CaseVerdict.SE, f"the checker gave no verdict: {said.cause}")
+        fault: Fault = "runner" if said.how is Ended.SE else "checker"
+        return CaseOutcome(CaseVerdict.SE, f"the checker gave no verdict: {said.cause}", fault)
 
 
 @asynccontextmanager

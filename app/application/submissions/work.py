@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from app.application.evaluation.judging import Judges
 from app.application.submissions.progress import Reporter
-from app.domain.code_runner import CodeRunner
+from app.domain.code_runner import CodeRunner, Isolation
 from app.domain.judging.tasks import Trials
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.submission import Outcome, PutOff
@@ -15,6 +17,31 @@ from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import Transaction
 from app.infrastructure.repositories.submission_claims import ClaimedEvaluation
 from app.infrastructure.repositories.turn_repository import JudgedBy
+
+_TRY_AGAIN_S = 600.0
+
+
+class TriedRunner:
+    """The code runner, and what was found when its isolation was tried: before the first run, and now and then."""
+
+    def __init__(self, runner: CodeRunner) -> None:
+        self.runner = runner
+        self._isolation: Isolation | None = None
+        self._tried_at = 0.0
+        self._trying = asyncio.Lock()
+
+    async def isolation(self) -> Isolation:
+        """How runs are isolated.
+
+        Raises:
+            RunnerUnavailableError: isolation is missing, so nothing is to be run.
+        """
+        async with self._trying:
+            if self._isolation is None or time.monotonic() - self._tried_at > _TRY_AGAIN_S:
+                self._isolation = None
+                self._isolation = await self.runner.self_test()
+                self._tried_at = time.monotonic()
+            return self._isolation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +63,7 @@ class SubmissionDesk:
     judges: Judges
     counter: TokenCounter
     trials: Trials
-    runner: CodeRunner | None
+    runner: TriedRunner | None
     default: JudgedBy
     concurrency: int
     held: bool

@@ -24,6 +24,8 @@ _MANY: Final = 3
 _MOST_WORDS: Final = 6
 _LONGEST_NAME: Final = 48
 _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\da-zA-Z_]+")
+_CRITERION: Final = re.compile("[Rr][1-4]")
+"""``R1 = 5`` is a fine statement, and an order."""
 _CACHED: Final = 20_000
 
 
@@ -54,7 +56,7 @@ def placeholders(code: str, places: Sequence[tuple[int, int]]) -> dict[str, str]
 @lru_cache(_CACHED)
 def speaks(name: str) -> bool:
     """Whether a name speaks to whoever judges, or is a sentence."""
-    if len(name) > _LONGEST_NAME or len(_WORDS.findall(name)) > _MOST_WORDS:
+    if _CRITERION.fullmatch(name) or len(name) > _LONGEST_NAME or len(_WORDS.findall(name)) > _MOST_WORDS:
         return True
     seen = with_latin_letters(shown(name).text)
     names = names_in(seen)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import lizard
 
 from app.infrastructure.analysis.grammar import Parsed
-from app.infrastructure.analysis.sanitising import without_comments
+from app.infrastructure.analysis.sanitising import COMMENTS, without_comments
 
 MODULE: Final = "<module>"
 """Stands for the code outside of functions."""
@@ -27,7 +27,7 @@ def functions_of(parsed: Parsed) -> dict[str, Any]:
         ``functions``: the first ones, with ``name``, ``start`` and ``end`` (lines), ``complexity`` (from 1) and
         ``lines`` (without blank ones); ``count``, ``mean`` (null without any code) and ``highest`` of all.
     """
-    if not parsed.leaves:
+    if all(leaf.kind in COMMENTS for leaf in parsed.leaves):
         return {"functions": [], "count": 0, "mean": None, "highest": None}
     found, module = _measured(parsed)
     if not found or module["complexity"] > 1:
@@ -49,16 +49,17 @@ def cognitive_of(parsed: Parsed) -> dict[str, Any]:
         found = code_complexity(_plain(parsed), check_script=True, no_ignore=True)
     except ValueError:
         return {"functions": [], "mean": None, "reason": "complexipy cannot parse it"}
+    counted = [each for each in found.functions if each.complexity or each.name != MODULE or len(found.functions) == 1]
     functions = [
         {
             "name": each.name[:_LONGEST_NAME],
             "start": each.line_start,
             "end": each.line_end,
-            "complexity": int(each.complexity),
+            "complexity": each.complexity,
         }
-        for each in found.functions
+        for each in counted
     ]
-    mean = sum(each["complexity"] for each in functions) / len(functions) if functions else None
+    mean = sum(each.complexity for each in counted) / len(counted) if counted else None
     return {"functions": functions[:_SHOWN], "mean": mean, "reason": None if functions else "there are no functions"}
 
 

@@ -106,7 +106,7 @@ class Parsed:
             )
 
     def _nodes(self) -> Iterator[tuple[tree_sitter.Node, list[tuple[str, bool]]]]:
-        """Nodes in order, with the kinds above each and whether those are broken. No recursion: code may nest deeply."""
+        """Nodes in order, with the kinds above each and whether those are broken. No recursion: code nests deeply."""
         cursor = self._tree.walk()
         above: list[tuple[str, bool]] = []
         while True:

@@ -70,7 +70,7 @@ def _by_ruff(code: str) -> dict[str, Any]:
 
 
 def _by_rules(parsed: Parsed) -> dict[str, Any]:
-    found = matches_of(parsed.language, parsed.code, _rules(parsed.language))
+    found = matches_of(parsed.language, parsed.code, own_rules(parsed.language))
     messages = [
         {"rule": rule["id"], "line": place["line"], "column": place["column"], "message": rule["message"]}
         for rule in found
@@ -82,7 +82,8 @@ def _by_rules(parsed: Parsed) -> dict[str, Any]:
 
 
 @cache
-def _rules(language: str) -> list[dict[str, Any]]:
+def own_rules(language: str) -> list[dict[str, Any]]:
+    """Our rules for a language, as `matches_of` takes them."""
     text = files("app.infrastructure.analysis").joinpath("lint_rules.yaml").read_text(encoding="utf-8")
     return [
         {

@@ -1,9 +1,9 @@
 """Code without anything that is only for readers, character for character where it was.
 
 Comments, docstrings, the contents of strings, characters, regular expressions and templates, and what the grammar
-could not make sense of are blanked; what stands in ``${…}`` of a template is code and stays. A token is kept only where
-it is a sign or keyword of the grammar, a single name, or a number, so what a grammar calls by a name that nobody thought
-of is blanked.
+could not make sense of are blanked; what stands in ``${…}`` of a template is code and stays. A token is kept only
+where it is a sign or keyword of the grammar, a single name, or a number, so what a grammar calls by a name that nobody
+thought of is blanked.
 
 Names are code and stay, and a name can carry words. Those that speak of judging, and those that are whole sentences,
 are replaced, each by one placeholder of the same length wherever it stands.
@@ -39,7 +39,8 @@ _NUMBER: Final = re.compile(r"\.?\d[\w.']*(?:(?<=[eEpP])[+-]\d+\w*)?")
 _LONGEST_NUMBER: Final = 24
 """A longer one may spell a text."""
 _SIGNS: Final = re.compile(r"[!-/:-@\[-^`{-~]{1,8}")
-_STRING_MARK: Final = re.compile(r"[A-Za-z0-9]{0,3}(?:\"\"\"|'''|[\"'`])|[\"'`]{1,3}")
+_MARK: Final = re.compile(r"[A-Za-z0-9]{0,3}(?:\"\"\"|'''|[\"'`])|![rsa]")
+"""What begins or ends a string, and how a value is put into one."""
 _DIRECTIVE: Final = re.compile(
     r"#[ \t]*(?:include|define|undef|if|ifdef|ifndef|else|elif|elifdef|elifndef|endif|pragma|error|warning|line)"
 )
@@ -48,6 +49,8 @@ _TOKEN_OF_MACRO: Final = re.compile(
     r"|(?P<word>[^\W\d]\w*)|(?P<number>\.?\d[\w.']*)|(?P<space>\s+)|(?P<sign>[!-/:-@\[-^`{-~])",
     re.DOTALL,
 )
+TYPES: Final = frozenset({"primitive_type", "integral_type", "boolean_type", "floating_point_type", "void_type"})
+_SIDE_BY_SIDE: Final = 3
 _IMPORTS: Final = frozenset({"import_spec", "preproc_include"})
 _PATH: Final = re.compile(r"<?[A-Za-z][A-Za-z0-9_+.-]*(?:/[A-Za-z0-9_+.-]+){0,4}>?")
 _LONGEST_PATH: Final = 40
@@ -67,8 +70,8 @@ def sanitise(parsed: Parsed) -> dict[str, Any]:
 
     Returns:
         ``code``: as long as the original, with its lines; ``blanked``: pieces with ``kind`` (comment, docstring,
-        string, character, regex, text, number, macro, unparsed), ``line`` and ``column`` (from 1) and ``text``, as far
-        as they fit; ``blanked_characters``: how many in all; ``renamed``: placeholders by name.
+        string, character, regex, text, number, directive, unparsed), ``line`` and ``column`` (from 1) and ``text``, as
+        far as they fit; ``blanked_characters``: how many in all; ``renamed``: placeholders by name.
     """
     work = _Sanitiser(parsed)
     work.run()
@@ -86,10 +89,14 @@ class _Sanitiser:
         self.sound = {self.code[leaf.start : leaf.end] for leaf in parsed.leaves if not leaf.broken and leaf.named}
 
     def run(self) -> None:
+        prose = self._prose()
         at = 0
-        for leaf in self.leaves:
+        for place, leaf in enumerate(self.leaves):
             self._between(at, leaf.start)
-            self._leaf(leaf)
+            if place in prose:
+                self._blank(leaf.start, leaf.end, "unparsed")
+            else:
+                self._leaf(leaf)
             at = leaf.end
         self._between(at, len(self.code))
         self.renamed = placeholders(self.code, self.words)
@@ -116,6 +123,21 @@ class _Sanitiser:
             "renamed": self.renamed,
         }
 
+    def _prose(self) -> set[int]:
+        """Which tokens are names side by side, with nothing but blanks between: no language says anything so."""
+        found: set[int] = set()
+        run: list[int] = []
+        for place, leaf in enumerate(self.leaves):
+            if run and self.code[self.leaves[run[-1]].end : leaf.start].strip(" \t"):
+                run = []
+            if not leaf.named or leaf.kind in TYPES or not _WORD.fullmatch(self.code, leaf.start, leaf.end):
+                run = []
+                continue
+            run.append(place)
+            if len(run) >= _SIDE_BY_SIDE:
+                found.update(run)
+        return found
+
     def _leaf(self, leaf: Leaf) -> None:
         start, end = leaf.start, leaf.end
         text = self.code[start:end]
@@ -136,7 +158,7 @@ class _Sanitiser:
         elif _NUMBER.fullmatch(text):
             if len(text) > _LONGEST_NUMBER:
                 self._blank(start, end, "number")
-        elif not (_SIGNS.fullmatch(text) or _STRING_MARK.fullmatch(text) or _DIRECTIVE.fullmatch(text)):
+        elif not (_SIGNS.fullmatch(text) or _MARK.fullmatch(text) or _DIRECTIVE.fullmatch(text)):
             self._blank(start, end, "unparsed")
 
     @staticmethod
@@ -172,14 +194,16 @@ class _Sanitiser:
     def _macro(self, start: int, end: int, *, is_code: bool) -> None:
         """A macro's body, which the grammar takes for one text; the words of ``#error`` and ``#pragma`` are no code."""
         if not is_code:
-            self._blank(start, end, "macro")
+            self._blank(start, end, "directive")
             return
         at = start
         for token in _TOKEN_OF_MACRO.finditer(self.code, start, end):
             self._between(at, token.start())
             at = token.end()
-            if token.lastgroup == "text":
-                self._blank(*token.span(), "macro")
+            if token.lastgroup == "text" and token.group()[0] == "/":
+                self._comment(*token.span())
+            elif token.lastgroup == "text":
+                self._text(*token.span(), "string")
             elif token.lastgroup == "word":
                 self.words.append(token.span())
             elif token.lastgroup == "number" and len(token.group()) > _LONGEST_NUMBER:

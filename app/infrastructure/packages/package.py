@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from app.domain.problem import Fault, Language, Problem, ProblemError
+from app.domain.problem import Fault, Problem, ProblemError
+from app.domain.problem_parts import Language
 from app.infrastructure.packages.files import WHAT, PackageFiles, open_package
 from app.infrastructure.packages.findings import Findings
 from app.infrastructure.packages.metadata import DEFAULT_TIME_S, FILE, Metadata, read_metadata

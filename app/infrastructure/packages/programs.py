@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
-from app.domain.problem import LONGEST_SOURCE, MOST_REFERENCES
+from app.domain.problem import MOST_REFERENCES
+from app.domain.problem_parts import LONGEST_SOURCE
 from app.infrastructure.packages.files import PackageFiles
 from app.infrastructure.packages.findings import Findings
 from app.infrastructure.packages.metadata import FILE, Metadata

@@ -110,8 +110,8 @@ class EvaluationStep(Base):
 class SubmissionRun(Base):
     """One run of one test case, of the candidate's program or of the reference it is measured by.
 
-    ``repetition`` counts from 1. ``cause`` says what led to the verdict; times are in milliseconds, ``cpu_ms`` by
-    whatever ``isolation`` says measured it.
+    ``repetition`` 0 is the run that was graded; those from 1 on were measured. ``cause`` says what led to the verdict;
+    times are in milliseconds, ``cpu_ms`` by whatever ``isolation`` says measured it.
     """
 
     __tablename__ = "submission_runs"

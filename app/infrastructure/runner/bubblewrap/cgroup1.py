@@ -15,8 +15,8 @@ from app.infrastructure.runner.bubblewrap.cgroups import (
     write_value,
 )
 
-_WEIGHT = "256"
-"""A quarter of what everything else has."""
+_WEIGHT = "512"
+"""All sandboxes together weigh half of what one ordinary process does."""
 
 
 class _Run1(RunGroup):

@@ -18,8 +18,8 @@ from app.infrastructure.runner.bubblewrap.cgroups import (
 )
 
 _BESIDE = "turnstone-service"
-_WEIGHT = "25"
-"""A quarter of what everything else has."""
+_WEIGHT = "50"
+"""All sandboxes together weigh half of what one ordinary group does."""
 
 
 class _Run2(RunGroup):

@@ -1,0 +1,232 @@
+"""A submission's evaluation as a whole: every step, what is written and told, and what people do about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Rows
+from tests.support.chat import wait_until
+from tests.support.core import FakeCore
+from tests.support.judge import ScriptedJudge
+from tests.support.service import Service
+from tests.support.submissions import (
+    PROMPT,
+    RIGHT,
+    SPEC,
+    WRONG,
+    everything_once,
+    judge_settings,
+    put_problem,
+    steps,
+)
+from tests.test_openapi import checked_client
+from tests.test_rest import problem, say
+from tests.test_submissions import ended, new_session, show, taken
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def judge() -> Iterator[ScriptedJudge]:
+    with ScriptedJudge() as running:
+        yield running
+
+
+@pytest.fixture
+def rest(start: Start, judge: ScriptedJudge, rows: Rows) -> Iterator[httpx.Client]:
+    """A service with a judge, a runner and a problem."""
+    put_problem(rows)
+    with checked_client(start(judge=judge_settings(judge))) as opened:
+        yield opened
+
+
+def talked(rest: httpx.Client, *prompts: str) -> str:
+    """A session in which this was said."""
+    session_id = new_session(rest, spec_id=SPEC)
+    for prompt in prompts or (PROMPT,):
+        assert say(rest, prompt, session_id=session_id).status_code == 200
+    return session_id
+
+
+def test_a_submission_is_evaluated_and_everything_of_it_is_written_and_told(
+    rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    session_id = talked(rest, PROMPT, "Now let it take negative numbers too, for example -4 and 10.")
+    taken(rest, session_id, code=RIGHT, submission_id=88001)
+    body = ended(rest, 88001)
+    found = steps(rows)
+    assert {node: step["status"] for node, step in found.items()} == dict.fromkeys(
+        ("freeze", "turns", "tests", "analysis", "review", "panel", "checks", "hold", "aggregate"), "ok"
+    )
+    assert found["freeze"]["value"]["turns"] == [1, 2] and found["freeze"]["value"]["problem_version"] == 1
+    assert [turn["score"] for turn in found["turns"]["value"]["turns"]] == [80, 80]
+    assert [case["verdict"] for case in found["tests"]["value"]["cases"]] == ["AC", "AC", "AC"]
+    assert found["review"]["value"]["strengths"][0]["quote"] == "def add(a, b):"
+    assert found["panel"]["cost"]["calls"] == len([call for call in judge.calls if call.kind == "panel"])
+    scores = body["final_scores"]
+    assert (scores["status"], scores["prompt_score"], scores["correctness_score"]) == ("SCORED", 80, 100)
+    assert body["turn_scores"]["2"]["score"] == 80 and body["revision"] == 1 and body["progress"]["percent"] == 100
+    assert rows.one("SELECT ended_at FROM prompt_sessions")["ended_at"] is not None
+    problem(say(rest, "more", session_id=session_id), 409, "session_ended")
+    events = all_told(core, rows)
+    everything_once(rows, events, 1)
+    final = next(event for event in events if event["type"] == "final_scores")
+    assert (final["submission_id"], final["revision"]) == (88001, 1)
+    assert (final["final_scores"], final["turn_scores"]) == (scores, body["turn_scores"])
+    assert "submission_status" not in {event["type"] for event in events}, "this profile has no place for it"
+    row = rows.one("SELECT * FROM scores")
+    assert (row["status"], row["total_score"], row["grade"]) == ("SCORED", scores["total_score"], scores["grade"])
+    runs = Counter((run["program"], run["repetition"]) for run in rows("SELECT * FROM submission_runs"))
+    assert runs[("candidate", 0)] == 3 and runs[("reference", 1)] == 3
+    holistic = rows.one("SELECT turn, details FROM prompt_evaluations WHERE evaluation_type = 'HOLISTIC_FLOW'")
+    assert (holistic["turn"], holistic["details"]["score"]) == (None, 80)
+    assert holistic["details"]["analysis"] == "The work was led well."
+    marks = rows("SELECT turn FROM criterion_scores WHERE run_id = %s", found["panel"]["evidence"]["run_id"])
+    assert len(marks) == 12 and {mark["turn"] for mark in marks} == {1}
+    assert {row["cause"] for row in rows("SELECT cause FROM evaluation_runs WHERE turn IS NULL")} == {"panel", "review"}
+
+
+def all_told(core: FakeCore, rows: Rows) -> list[dict[str, Any]]:
+    """Every event there is, as Core has it."""
+    recorded = {row["event_id"] for row in rows("SELECT event_id FROM callbacks")}
+    core.wait_for(lambda posts: recorded <= {post.id for post in posts if post.accepted}, 30)
+    return [event.body for event in core.events()]
+
+
+def test_what_is_wrong_is_zero_and_what_is_missing_is_not(
+    rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    taken(rest, talked(rest), code=WRONG, submission_id="wrong")
+    scores = ended(rest, "wrong")["final_scores"]
+    assert (scores["status"], scores["correctness_score"], scores["performance_score"]) == ("SCORED", 0, 0)
+    # no problem is known for this session, so nothing can be run
+    session_id = new_session(rest)
+    say(rest, PROMPT, session_id=session_id)
+    taken(rest, session_id, code=RIGHT, submission_id="unknown")
+    body = ended(rest, "unknown")
+    scores = body["final_scores"]
+    assert (scores["status"], scores["total_score"], scores["grade"]) == ("PENDING_REVIEW", None, None)
+    assert (scores["correctness_score"], scores["performance_score"], scores["prompt_score"]) == (None, None, 80)
+    assert "no problem is set" in scores["components"]["correctness"]["reason"]
+    [item] = rest.get("/api/reviews", params={"reason": "component_missing"}).json()["items"]
+    assert (item["turn"], item["submission_id"], item["revision"]) == (None, "unknown", 1)
+    assert item["details"]["missing"] == {"tests": "no problem is set"}
+    # it becomes known, and what was missing is filled: the judges are not asked again
+    rows("UPDATE prompt_sessions SET spec_id = %s WHERE id = %s", SPEC, int(session_id))
+    asked = len(judge.calls)
+    again = rest.post("/api/submissions/unknown/rerun", json={"person": "Kim", "again": "missing", "as_set_now": True})
+    assert again.status_code == 202 and [each["revision"] for each in again.json()["evaluations"]] == [1, 2]
+    assert again.json()["revision"] == 1, "what is known stays known until then"
+    wait_until(lambda: show(rest, "unknown")["revision"] == 2, 60)
+    assert show(rest, "unknown")["final_scores"]["status"] == "SCORED"
+    assert len(judge.calls) == asked
+    everything_once(rows, all_told(core, rows), 3)
+
+
+def test_scores_that_are_held_are_told_when_a_person_releases_them(
+    rest: httpx.Client, core: FakeCore, rows: Rows
+) -> None:
+    rest.put("/api/exams/1", json={"problem_text": "Sum.", "hold_scores": True}).raise_for_status()
+    session_id = talked(rest)
+    taken(rest, session_id, code=RIGHT, submission_id="held")
+    wait_until(lambda: show(rest, "held")["progress"]["stage"] == "held", 60)
+    body = show(rest, "held")
+    assert (body["status"], body["final_scores"], body["revision"]) == ("RUNNING", None, None)
+    assert body["evaluations"][0]["status"] == "held"
+    assert rows("SELECT 1 FROM scores") == rows("SELECT 1 FROM callbacks WHERE type = 'final_scores'") == []
+    assert rows.one("SELECT ended_at FROM prompt_sessions")["ended_at"] is not None
+    [item] = rest.get("/api/reviews", params={"reason": "held_for_review"}).json()["items"]
+    assert item["details"]["status"] == "SCORED" and item["submission_id"] == "held"
+    # a person sets a turn's score meanwhile, and that is what is told
+    override = {"score": 100, "reason": "It names every limit.", "person": "Kim"}
+    turn_id = rows.one("SELECT client_turn_id FROM prompt_turns")["client_turn_id"]
+    rest.post(f"/api/sessions/{session_id}/turns/{turn_id}/override", json=override).raise_for_status()
+    released = rest.post("/api/submissions/held/release", json={"person": "Kim"})
+    assert released.status_code == 202, released.text
+    body = ended(rest, "held")
+    assert body["turn_scores"]["1"]["score"] == 100 and body["final_scores"]["prompt_score"] == pytest.approx(86.4)
+    problem(rest.post("/api/submissions/held/release", json={"person": "Kim"}), 409, "not_held")
+    [item] = rest.get("/api/reviews", params={"reason": "held_for_review"}).json()["items"]
+    assert (item["status"], item["resolved_by"], item["resolution"]) == ("resolved", "Kim", "released")
+    everything_once(rows, all_told(core, rows), 1)
+
+
+def test_a_rerun_by_another_policy_is_told_under_the_next_revision(
+    rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    taken(rest, talked(rest), code=RIGHT, submission_id="again")
+    first = ended(rest, "again")
+    asked = len(judge.calls)
+    order = {"person": "Kim", "again": "scores", "score_policy": "compat-2026"}
+    rest.post("/api/submissions/again/rerun", json=order).raise_for_status()
+    wait_until(lambda: show(rest, "again")["revision"] == 2, 60)
+    second = show(rest, "again")
+    assert second["final_scores"]["policy"]["name"] == "compat-2026" != first["final_scores"]["policy"]["name"]
+    assert second["final_scores"]["total_score"] == first["final_scores"]["total_score"]
+    assert second["evaluations"][1]["asked_by"] == "Kim" and second["ended_at"] == first["ended_at"]
+    assert len(judge.calls) == asked
+    rest.post("/api/submissions/again/rerun", json={"person": "Kim"}).raise_for_status()
+    wait_until(lambda: show(rest, "again")["revision"] == 3, 60)
+    assert len(judge.calls) == asked, "the same is answered from what is kept"
+    assert show(rest, "again")["final_scores"]["prompt_score"] == first["final_scores"]["prompt_score"]
+    everything_once(rows, all_told(core, rows), 3)
+    bad = {"person": "Kim", "rubric": "nothing"}
+    problem(rest.post("/api/submissions/again/rerun", json=bad), 422, "invalid_frame")
+    assert len(show(rest, "again")["evaluations"]) == 3
+
+
+def test_people_are_asked_to_look_for_a_reason(rest: httpx.Client, judge: ScriptedJudge, rows: Rows) -> None:
+    code = "\n".join(f"value_{n} = {n} * {n}" for n in range(12)) + "\nprint(sum(map(int, input().split())))\n"
+    other = "\n".join(f"def other_{n}(x): return x" for n in range(12))
+    judge.marks = lambda seen: {"R1": 1 + 3 * (seen.seed == 0)} if seen.kind == "panel" else {}
+    taken(rest, talked(rest, f"Explain this: ```python\n{other}\n```"), code=code, submission_id="look")
+    body = ended(rest, "look")
+    found = {item["reason"]: item["details"] for item in rest.get("/api/reviews").json()["items"]}
+    assert {"samples_differ", "unlike_conversation"} <= set(found)
+    assert found["samples_differ"]["spread"] == 3 and found["unlike_conversation"]["likeness"] < 0.3
+    assert len({call.seed for call in judge.calls if call.kind == "panel" and call.seed < 100}) == 4
+    assert body["final_scores"]["status"] == "SCORED", "no reason changes a score"
+
+
+def test_without_a_judge_nothing_of_the_prompts_is_zero(start: Start, core: FakeCore, rows: Rows) -> None:
+    put_problem(rows)
+    with checked_client(start()) as rest:
+        taken(rest, talked(rest), code=RIGHT, submission_id="unjudged")
+        scores = ended(rest, "unjudged")["final_scores"]
+    assert (scores["status"], scores["prompt_score"], scores["correctness_score"]) == ("PENDING_REVIEW", None, 100)
+    assert rows("SELECT 1 FROM evaluation_runs") == []
+
+
+def test_a_prompt_that_was_not_judged_is_judged_now(
+    start: Start, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    put_problem(rows)
+    without = start()
+    with checked_client(without) as unjudged:
+        session_id = talked(unjudged)
+    without.stop()
+    with checked_client(start(judge=judge_settings(judge))) as rest:
+        taken(rest, session_id, code=RIGHT, submission_id="late")
+        scores = ended(rest, "late")["final_scores"]
+    assert (scores["status"], scores["prompt_score"]) == ("SCORED", 80)
+    assert rows.one("SELECT cause, revision FROM evaluation_runs WHERE turn = 1") == {"cause": "turn", "revision": 1}
+
+
+def test_the_older_platform_is_told_each_stage_once(
+    start: Start, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    put_problem(rows)
+    profile = {"profile": "vibecode", "url": core.url}
+    with checked_client(start(judge=judge_settings(judge), callbacks=profile)) as rest:
+        taken(rest, talked(rest), code=RIGHT, submission_id=88001)
+        ended(rest, 88001)
+        told = "SELECT payload FROM callbacks WHERE type = 'submission_status' ORDER BY id"
+        assert [row["payload"]["status"] for row in rows(told)] == ["queued", "running"]
+        core.wait_for(lambda posts: sum("submissions/88001/result" in post.path for post in posts) == 1, 20)
+        stages = [post.body["status"] for post in core.deliveries if post.path.endswith("/ai/analysis")]
+    assert stages == ["QUEUED", "RUNNING"]
