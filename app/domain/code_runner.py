@@ -140,6 +140,8 @@ class Execution:
         stderr: the tail of standard error.
         stderr_bytes: like ``stdout_bytes``.
         cause: what led to ``how`` in words, without text of the program.
+        late_ms: where a limit ended it: from when it was last seen within its limits to when all of it was gone; 0
+            where the backend does not say.
     """
 
     how: Ended
@@ -153,6 +155,7 @@ class Execution:
     stderr: bytes
     stderr_bytes: int
     cause: str
+    late_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.infrastructure.runner.bubblewrap.accounts import Account
+from app.infrastructure.runner.bubblewrap.accounts import Account, tree_of
 from app.infrastructure.runner.bubblewrap.launch import Box, launch, limit_process
 from app.infrastructure.runner.bubblewrap.streams import Stream
 
@@ -37,7 +37,10 @@ _F_SETPIPE_SZ, _PAGE = 1031, 4096
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a run. ``reason`` is the limit that ended it, ``None`` where it ended by itself."""
+    """What became of a run. ``reason`` is the limit that ended it, ``None`` where it ended by itself.
+
+    ``late_ms`` is the time from when it was last seen within its limits to when all of it was gone.
+    """
 
     started: bool = False
     status: int = 0
@@ -45,7 +48,7 @@ class Outcome:
     cpu_ns: int = 0
     wall_ns: int = 0
     memory_kb: int = 0
-    kill_ms: float = 0.0
+    late_ms: float = 0.0
     left: int = 0
     out: Stream = field(default_factory=lambda: Stream(0))
     err: Stream = field(default_factory=lambda: Stream(0))
@@ -69,7 +72,7 @@ class _Running:
         self._box, self._account = box, account
         self._pid = 0
         self._first, self._child = 0, -1  # the sandbox's first process: its number here, a descriptor of it
-        self._killed_at = 0.0
+        self._within = 0.0  # when it was last seen within its limits
         self._open: set[int] = set()
         self._loop = asyncio.get_running_loop()
         most = box.limits.output_bytes
@@ -149,8 +152,11 @@ class _Running:
     async def _watch(self, ended: asyncio.Future[None], begun: int) -> None:
         limits, cores = self._box.limits, os.cpu_count() or 1
         while not ended.done():
-            passed = (time.monotonic_ns() - begun) / 1e9
-            left_wall = limits.wall_s + min(self._waited_s(), _PATIENCE * limits.wall_s) - passed
+            now = time.monotonic()
+            passed = now - begun / 1e9
+            left_wall = limits.wall_s - passed
+            if left_wall <= 0:
+                left_wall += min(self._waited_s(), _PATIENCE * limits.wall_s)
             left_cpu = limits.cpu_s - self._account.cpu_ns() / 1e9
             if left_cpu <= 0:
                 self._end("cpu")
@@ -158,16 +164,19 @@ class _Running:
                 self._end("wall" if passed < _PATIENCE * limits.wall_s else "busy")
             elif self._account.out_of_memory(limits.memory_mb << 10):
                 self._end("memory")
+            else:
+                self._within = now
             self._account.memory_kb()
             pause = min(max(min(left_cpu / cores, left_wall), _LOOK_AT_LEAST_S), _LOOK_AT_MOST_S)
             await asyncio.wait({ended}, timeout=pause)
 
     def _waited_s(self) -> float:
         """How long the program could have run and others did: that is not its fault."""
-        try:
-            return int(Path(f"/proc/{self._first}/schedstat").read_text().split()[1]) / 1e9
-        except (OSError, ValueError, IndexError):
-            return 0.0
+        longest = 0
+        for pid in tree_of(self._first):
+            with suppress(OSError, ValueError, IndexError):
+                longest = max(longest, int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]))
+        return longest / 1e9
 
     def _on_data(self, descriptor: int, stream: Stream) -> None:
         if stream.read(descriptor) is False:
@@ -177,7 +186,7 @@ class _Running:
         """Kill the sandbox's first process: with it the kernel ends all that are in there."""
         if self.outcome.reason is None:
             self.outcome.reason = reason
-            self._killed_at = time.monotonic()
+            self._account.hurry()
         self._kill()
 
     def _kill(self) -> None:
@@ -194,8 +203,8 @@ class _Running:
                 await asyncio.shield(ended)
         _, self.outcome.status, used = os.wait4(self._pid, 0)  # noqa: ASYNC222  # it has ended
         self._pid = 0
-        if self._killed_at:
-            self.outcome.kill_ms = (time.monotonic() - self._killed_at) * 1000
+        if self.outcome.reason is not None and self._within:
+            self.outcome.late_ms = (time.monotonic() - self._within) * 1000
         for descriptor, stream in streams.items():
             while descriptor in self._open and stream.read(descriptor):
                 if self.outcome.reason in {"output", "stderr"}:

@@ -18,13 +18,14 @@ from app.infrastructure.runner.bubblewrap.cgroups import (
 )
 
 _BESIDE = "turnstone-service"
-_WEIGHT = "25"
-"""A quarter of what everything else has."""
+_WEIGHT = "50"
+"""All sandboxes together weigh half of what one ordinary group does."""
 
 
 class _Run2(RunGroup):
     def __init__(self, group: Path, memory_mb: int, processes: int) -> None:
-        super().__init__([group])
+        weight = group.parent / "cpu.weight"
+        super().__init__([group], (weight, _WEIGHT) if weight.exists() else None)
         self._group = group
         self._highest = 0
         write_value(group / "memory.max", memory_mb * 1024 * 1024)

@@ -50,6 +50,7 @@ def read_run(frame: Frame, language: Language, limits: Limits) -> Execution:
         stderr=stderr,
         stderr_bytes=header["stderr_bytes"],
         cause=cause,
+        late_ms=header["late_ms"],
     )
 
 

@@ -67,6 +67,11 @@ class BubblewrapRunner:
         self._failed: tuple[float, RunnerUnavailableError] | None = None
         self._found: dict[str, Language] | None = None
 
+    @property
+    def warden_pid(self) -> int | None:
+        """The process that starts sandboxes, while it runs; all of theirs come from it."""
+        return self._link.pid if self._link is not None and self._link.alive else None
+
     async def languages(self) -> Mapping[str, Toolchain]:
         """What is found on this machine, looked for once."""
         return {name: language.toolchain for name, language in (await self._languages()).items()}

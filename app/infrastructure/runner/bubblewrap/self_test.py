@@ -125,8 +125,8 @@ async def try_isolation(run: Run, languages: Mapping[str, Language]) -> None:
     )
     if stays["reason"] not in {"cpu", "wall"}:
         raise _refused("CPU time", f"is not held ({stays['reason']})")
-    if stays["kill_ms"] > _MOST_KILL_MS or stays["left"]:
-        raise _refused("ending a program", f"took {stays['kill_ms']:.0f} ms and left {stays['left']} processes")
+    if stays["late_ms"] > _MOST_KILL_MS or stays["left"]:
+        raise _refused("ending a program", f"took {stays['late_ms']:.0f} ms and left {stays['left']} processes")
     if grows["reason"] != "memory" and "MemoryError" not in grows["stderr"]:
         raise _refused("memory", "is not held")
     if not forks["stdout"].strip().isdigit() or int(forks["stdout"]) >= 100:

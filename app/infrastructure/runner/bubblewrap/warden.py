@@ -176,7 +176,7 @@ def _report(number: int, outcome: Outcome) -> dict[str, Any]:
         "cpu_ns": outcome.cpu_ns,
         "wall_ns": outcome.wall_ns,
         "memory_kb": outcome.memory_kb,
-        "kill_ms": outcome.kill_ms,
+        "late_ms": outcome.late_ms,
         "left": outcome.left,
         "stdout_bytes": outcome.out.count,
         "stderr_bytes": outcome.err.count,

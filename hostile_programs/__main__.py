@@ -1,0 +1,107 @@
+"""``python -m hostile_programs``: run every program many times and show a table. Exit code 1 where anything got out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+import structlog
+
+from app.domain.code_runner import CaseVerdict, RunnerUnavailableError
+from app.infrastructure.runner.bubblewrap.runner import Level
+from hostile_programs.backends import Backend, open_bubblewrap
+from hostile_programs.compiling import COMPILING
+from hostile_programs.exhausting import EXHAUSTING
+from hostile_programs.forging import FORGED, Forged
+from hostile_programs.program import Hostile
+from hostile_programs.reaching import REACHING
+from hostile_programs.trial import Trial, attempt, forge, surroundings
+
+PROGRAMS: Sequence[Hostile] = (*REACHING, *EXHAUSTING, *COMPILING)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 nothing got out, 1 something did, 2 nothing could be tried."""
+    parser = argparse.ArgumentParser(prog="python -m hostile_programs", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20, help="how often each program is run (20)")
+    parser.add_argument("--levels", nargs="*", default=["best", "rlimits"], choices=["best", *get_args(Level)])
+    parser.add_argument("--only", default="", metavar="TEXT", help="programs whose name has this in it")
+    options = parser.parse_args(arguments)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    os.environ["TURNSTONE_CANARY"] = "CANARY-in-the-environment"  # nothing of it may be seen inside
+    return asyncio.run(_run(options.levels, options.runs, options.only))
+
+
+async def _run(levels: Iterable[str], runs: int, only: str) -> int:
+    tried = failed = 0
+    for name in levels:
+        level: Level | None = None if name == "best" else name  # type: ignore[assignment]  # argparse knows the choices
+        try:
+            async with open_bubblewrap(level) as backend:
+                tried += 1
+                failed += await _try_backend(backend, runs, only)
+        except RunnerUnavailableError as error:
+            print(f"{name}: {error}")
+    return 2 if not tried else 1 if failed else 0
+
+
+async def _try_backend(backend: Backend, runs: int, only: str) -> int:
+    known = await backend.runner.languages()
+    programs = [one for one in PROGRAMS if one.language in known and only in one.name]
+    forged = [one for one in FORGED if one.language in known and only in one.name]
+    where = f"{backend.isolation.backend}, {backend.isolation.level}, uid {os.geteuid()}"
+    print(f"{where}: {len(programs)} programs and {len(forged)} forgeries, {runs} times")
+    began = time.monotonic()
+    trials: list[Trial] = []
+    passed: list[str] = []
+    with surroundings(os.getpid()) as around:
+        for number in range(1, runs + 1):
+            for program in programs:
+                trials.append(await attempt(backend.runner, program, around, backend.leftovers))
+                if trials[-1].problems:
+                    print(f"  {program.name}: {'; '.join(trials[-1].problems)}", flush=True)
+            for one in forged:
+                passed += await _passes(backend, one)
+            print(f"  round {number} of {runs}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    _show(trials, passed, len(forged) * runs)
+    return sum(bool(trial.problems) for trial in trials) + len(passed)
+
+
+async def _passes(backend: Backend, forged: Forged) -> list[str]:
+    verdicts = await forge(backend.runner, forged)
+    if CaseVerdict.AC in verdicts:
+        print(f"  forged: {forged.name}: {verdicts}", flush=True)
+        return [forged.name]
+    return []
+
+
+def _show(trials: Sequence[Trial], passed: Sequence[str], forgeries: int) -> None:
+    print(f"  {'program':42} {'runs':>5} {'ends':20} {'latest end':>11}  problems")
+    for name in dict.fromkeys(trial.name for trial in trials):
+        mine = [trial for trial in trials if trial.name == name]
+        ends = "/".join(sorted({trial.ended for trial in mine}))
+        late = [trial.late_ms for trial in mine if trial.late_ms is not None]
+        worst = f"{max(late):.0f} ms" if late else ""
+        print(f"  {name:42} {len(mine):5} {ends:20} {worst:>11}  {sum(bool(trial.problems) for trial in mine)}")
+    late = [trial.late_ms for trial in trials if trial.late_ms is not None]
+    if late:
+        late.sort()
+        share = sum(one <= 250 for one in late) / len(late)
+        print(
+            f"  from limit to end: median {statistics.median(late):.0f} ms, "
+            f"p99 {late[int(len(late) * 0.99)]:.0f} ms, latest {late[-1]:.0f} ms, {share:.1%} within 250 ms"
+        )
+    print(
+        f"  {len(trials)} runs, {sum(bool(trial.problems) for trial in trials)} with a problem; "
+        f"{forgeries} forgeries, {len(passed)} passed"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
