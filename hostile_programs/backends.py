@@ -45,8 +45,7 @@ def _left_by(warden: int) -> list[str]:
     left = [f"process {pid} is left" for pid in tree_of(warden) if pid != warden and not _is_zombie(pid)]
     own = own_cgroups()
     for place in {*own.v1.values(), *filter(None, (own.v2,))}:
-        for group in place.glob(f"turnstone.*.{warden}-*/*/"):
-            left.append(f"group {group} is left")
+        left += [f"group {group} is left" for group in place.glob(f"turnstone.*.{warden}-*/*/")]
     if os.geteuid() == 0:
         for folder in map(Path, ("/tmp", "/var/tmp", "/dev/shm")):  # noqa: S108  # where a program would leave something
             left += [f"file {path} is left" for path in folder.iterdir() if 60_800 <= _owner(path) < 61_800]

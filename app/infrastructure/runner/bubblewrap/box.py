@@ -186,6 +186,7 @@ class _Running:
         """Kill the sandbox's first process: with it the kernel ends all that are in there."""
         if self.outcome.reason is None:
             self.outcome.reason = reason
+            self._account.hurry()
         self._kill()
 
     def _kill(self) -> None:
