@@ -40,6 +40,7 @@ async def examine(settings: Settings) -> list[Finding]:
         ("redis", _redis),
         ("model", _model),
         ("callbacks", _callbacks),
+        ("code analyser", _analyser),
     ]
     findings = []
     for what, check in checks:
@@ -202,3 +203,16 @@ async def _callbacks(settings: Settings) -> str:
     await WebhookSender(settings.callbacks).close()
     signed = "signed" if settings.callbacks.signing_secret is not None else "not signed"
     return f"go to {without_secrets(settings.callbacks.url)}, {signed}"
+
+
+async def _analyser(_: Settings) -> str:
+    from app.infrastructure.analysis.analyser import self_test
+    from app.infrastructure.analysis.errors import AnalysisError
+
+    if importlib.util.find_spec("lizard") is None and importlib.util.find_spec("tree_sitter") is None:
+        return "not installed; submitted code is not analysed (pip install 'turnstone[judge]')"
+    try:
+        found = await self_test()
+    except AnalysisError as error:
+        raise StartupError(error.problem, error.remedy) from None
+    return ", ".join(f"{name} {version}" for name, version in found.items())
