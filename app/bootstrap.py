@@ -235,7 +235,7 @@ async def _start_service(
     bell = Bell(database.dsn)
     desk = open_desk(stack, settings, opened.counter, on_told=relay.wake, local=opened.local)
     judging = EvaluationRelay(desk, lambda: lease.token)
-    judged_by = await default_basis(settings.judge.model)
+    judged_by = await default_basis(settings.judge.model, settings.judge.trials)
 
     def wake_both() -> None:
         relay.wake()
