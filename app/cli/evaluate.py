@@ -190,7 +190,8 @@ async def _service(settings: Settings) -> EvaluationService:
     from app.application.evaluation.basis import default_basis
     from app.application.services.evaluation_service import EvaluationService
 
-    return EvaluationService(await default_basis(settings.judge.model), held=settings.callbacks.url is None)
+    basis = await default_basis(settings.judge.model, settings.judge.trials)
+    return EvaluationService(basis, held=settings.callbacks.url is None)
 
 
 @dataclass(frozen=True)
