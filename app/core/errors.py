@@ -4,7 +4,8 @@
 
     TurnstoneError            what a client may be told: code, message, retryable
     ├── ModelError            the provider failed or refused (``llm_*``)
-    └── DocumentError         a rubric, judge's prompt or policy cannot be used (``domain/documents.py``)
+    ├── DocumentError         a rubric, judge's prompt or policy cannot be used (``domain/documents.py``)
+    └── PatternError          a problem's code patterns cannot be used (``domain/code_patterns.py``)
     StartupError              what an operator is told when a command cannot run
     └── ExportError           a file that a command was given cannot be taken
 
