@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from app.domain.document_reading import Difference, differences, find_shipped, kind_of, read_document
 from app.domain.documents import KINDS, LONGEST_DOCUMENT, DocumentError, content_hash, shipped, shipped_names
-from app.domain.judge_prompt import FENCE_CLOSE, FENCE_OPEN, PLACEHOLDERS, JudgePrompt
+from app.domain.judge_prompt import FENCE_CLOSE, FENCE_OPEN, PLACEHOLDERS, REVIEW_PLACEHOLDERS, JudgePrompt
 from app.domain.rubric import LANGUAGES, Rubric
 from app.domain.scoring import Criterion, Intent, ScorePolicy
 
@@ -44,7 +44,7 @@ def changed(text: str, before: str, after: str) -> str:
 def test_what_is_shipped() -> None:
     assert {kind: shipped_names(kind) for kind in KINDS} == {
         "rubric": ("standard",),
-        "prompt": ("judge.en", "judge.ko", "panel.en", "panel.ko"),
+        "prompt": ("judge.en", "judge.ko", "panel.en", "panel.ko", "review.en", "review.ko"),
         "policy": ("compat-2026", "v2"),
     }
     for kind in KINDS:
@@ -77,7 +77,7 @@ def test_the_wheel_carries_what_is_shipped(tmp_path: Path) -> None:
         for name in shipped_names(kind):
             [found] = [content for path, content in carried.items() if f"/{folder}/{name}." in path]
             assert found.decode() == shipped(kind, name)
-    assert len(carried) == 7
+    assert len(carried) == 9
     here = files("app.domain").joinpath("evaluation", "policies", "v2.yaml")
     assert here.read_text(encoding="utf-8") == POLICY
 
@@ -290,6 +290,39 @@ def test_a_shipped_prompt_shows_what_candidates_wrote_only_in_fences(name: str) 
     assert shipped("prompt", name).split("\n", 1)[0] not in system, "a note to authors stays here"
     for intent in Intent:
         assert f"- {intent}:" in system
+
+
+@pytest.mark.parametrize("name", ["review.en", "review.ko"])
+def test_a_shipped_reviewers_prompt_shows_code_only_in_a_fence(name: str) -> None:
+    prompt = JudgePrompt.parse(shipped("prompt", name), shape="review")
+    system, user = prompt.fill({name: f"<{name}>" for name in REVIEW_PLACEHOLDERS})
+    for place in ("problem", "language", "schema"):
+        assert system.count(f"<{place}>") == 1
+    assert "<code>" not in system
+    assert "<fence_open>\n<code>\n<fence_close>" in user
+    assert user.endswith("<reminder>")
+    assert "===" not in system + user and "{{" not in system + user
+
+
+REVIEW = shipped("prompt", "review.en")
+WRONG_REVIEWS = [
+    ("{{fence_open}}\n{{code}}\n{{fence_close}}", "{{code}}", "code: must stand between {{fence_open}}"),
+    ("{{code}}", "{{code}} {{candidate}}", "candidate: is no place; there are problem, language, schema"),
+    ("{{problem}}", "{{problem}} {{code}}", "code: belongs below the line of the user's part"),
+    ("{{code}}", "{{code}}{{code}}", "code: must stand once only"),
+    ("\n{{reminder}}\n", "\n", "reminder: is missing"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "told"), WRONG_REVIEWS, ids=[entry[2][:50] for entry in WRONG_REVIEWS])
+def test_a_reviewers_prompt_that_is_wrong_is_refused_with_the_place(before: str, after: str, told: str) -> None:
+    assert any(problem.startswith(told) for problem in problems("prompt", changed(REVIEW, before, after)))
+
+
+def test_a_prompt_for_something_else_is_refused() -> None:
+    for text, shape, told in [(REVIEW, "judge", "is for the review"), (PROMPT, "review", "is for the judge")]:
+        with pytest.raises(DocumentError, match=told):
+            JudgePrompt.parse(text, shape=shape)  # type: ignore[arg-type]  # a test's parameter
 
 
 def test_what_is_put_in_is_not_looked_through_for_places() -> None:

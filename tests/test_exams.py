@@ -120,6 +120,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rubric": JUDGE}, "There is no rubric"),  # there is, but of another kind
     ({"rubric": "0" * 64}, "There is no rubric"),
     ({"judge_prompt": "judge"}, "There is no prompt 'judge'"),
+    ({"judge_prompt": "review.en"}, "is for the review, and here one for the judge is needed"),
     ({"score_policy": "v3"}, "There is no policy 'v3'"),
     ({"score_policy": ""}, "score_policy"),
     ({"rubric": "a\x00b"}, "NUL"),

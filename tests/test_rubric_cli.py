@@ -40,7 +40,12 @@ def place(database_url: str, tmp_path: Path) -> dict[str, str]:
 
 def test_what_is_shipped_is_listed_and_shown(turnstone: Run) -> None:
     listed = turnstone("list")
-    for kind, name in [("rubric", "standard"), ("prompt", "judge.ko"), ("policy", "compat-2026")]:
+    for kind, name in [
+        ("rubric", "standard"),
+        ("prompt", "judge.ko"),
+        ("prompt", "review.ko"),
+        ("policy", "compat-2026"),
+    ]:
         assert f"{content_hash(shipped(kind, name))}  {kind:<6}  {name}" in listed  # type: ignore[arg-type]
     assert [json.loads(line)["name"] for line in turnstone("list", "--kind", "policy", "--json").splitlines()] == [
         "compat-2026",
@@ -54,7 +59,12 @@ def test_what_is_shipped_is_listed_and_shown(turnstone: Run) -> None:
 
 
 def test_a_file_without_faults(turnstone: Run, tmp_path: Path) -> None:
-    for kind, name, ending in [("policy", "v2", "yaml"), ("rubric", "standard", "yaml"), ("prompt", "judge.en", "md")]:
+    for kind, name, ending in [
+        ("policy", "v2", "yaml"),
+        ("rubric", "standard", "yaml"),
+        ("prompt", "judge.en", "md"),
+        ("prompt", "review.ko", "md"),
+    ]:
         file = tmp_path / f"mine.{ending}"
         file.write_bytes(shipped(kind, name).replace("\n", "\r\n").encode())  # type: ignore[arg-type]
         title = "mine" if kind == "prompt" else name
