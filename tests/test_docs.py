@@ -26,6 +26,7 @@ from app.domain.judge_prompt import PLACEHOLDERS, REVIEW_PLACEHOLDERS
 from app.fake_core.chaos import WORDS, Chaos
 from app.infrastructure.analysis.analyser import analyse
 from app.infrastructure.profiles import PROFILES, CoreRequest
+from app.presentation.schemas.callbacks import FinalScoresCallback
 from app.presentation.schemas.exam_bodies import ExamRequest
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
@@ -274,6 +275,16 @@ async def test_the_callback_and_its_receiver_are_as_documented(service: Service,
     assert names["receive"](SECRET, headers, usage.raw, seen) == json.loads(usage.raw)
     assert names["receive"](SECRET, headers, usage.raw, seen) is None
     assert headers["x-api-key"] == CORE_KEY
+
+
+def test_the_scores_of_the_protocol_page_are_what_their_model_says() -> None:
+    for page in ("docs/protocol.md", "docs/core-guide.md"):
+        for documented in json_lines(page, "json scores"):
+            model = FinalScoresCallback.model_validate_json(json.dumps(documented), strict=True)
+            known = model.model_dump(mode="json", exclude_unset=True) | {"occurred_at": documented["occurred_at"]}
+            assert known == documented, "a field that there is not"
+            missing = [part for part in documented["final_scores"]["components"].values() if part["score"] is None]
+            assert (documented["final_scores"]["status"] == "PENDING_REVIEW") == bool(missing)
 
 
 async def test_the_receiver_of_the_guide_takes_each_event_once_and_in_order(

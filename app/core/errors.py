@@ -37,6 +37,7 @@ class ErrorCode(StrEnum):
     SUBMISSION_ID_CONFLICT = "submission_id_conflict"
     SUBMISSIONS_EXHAUSTED = "submissions_exhausted"
     NOT_HELD = "not_held"
+    NOT_SCORED = "not_scored"
     NOT_REPLAYABLE = "not_replayable"
     NOT_IMPLEMENTED = "not_implemented"
     RATE_LIMITED = "rate_limited"

@@ -17,6 +17,8 @@ from pydantic_core import CoreSchema
 from app.domain.conversation import FinishReason, UsageSource
 from app.domain.ledger import CallbackPurpose
 from app.domain.problem import Problem
+from app.presentation.schemas.fields import absent
+from app.presentation.schemas.scores import FinalScores, TurnScores
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -24,15 +26,6 @@ Tokens = Annotated[int, Field(ge=0)]
 Turn = Annotated[int, Field(ge=1, description="1, 2, 3 … in its session")]
 TurnId = Annotated[str | int, Field(description="as the client chose it, with its JSON type")]
 Revision = Annotated[int, Field(ge=1, description="a later judgement of the same has a higher one; the highest counts")]
-
-
-def _absent(description: str) -> Any:
-    """A field that may be missing, and is never null."""
-    return Field(None, description=description, json_schema_extra=_without_default)
-
-
-def _without_default(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)
 
 
 class _Event(BaseModel):
@@ -82,8 +75,8 @@ class MessageMetadata(BaseModel):
 
     status: Literal["completed", "cancelled", "failed"]
     finish_reason: FinishReason | None = Field(description="null where the turn did not complete")
-    error_type: str | SkipJsonSchema[None] = _absent("a code of the protocol; there for a failed turn alone")
-    labels: list[str] | SkipJsonSchema[None] = _absent("the guard's labels; there where it found any")
+    error_type: str | SkipJsonSchema[None] = absent("a code of the protocol; there for a failed turn alone")
+    labels: list[str] | SkipJsonSchema[None] = absent("the guard's labels; there where it found any")
 
 
 class MessageResponseCallback(_Event):
@@ -111,18 +104,26 @@ class FinalScoresCallback(_Event):
 
     type: Literal["final_scores"]
     submission_id: str | int
-    final_scores: dict[str, Any]
-    turn_scores: dict[str, Any]
+    final_scores: FinalScores
+    turn_scores: TurnScores
     revision: Revision
+
+
+class SubmissionStatusCallback(_Event):
+    """How far a submission is; told where `TURNSTONE_CALLBACKS__PROFILE` has a place for it."""
+
+    type: Literal["submission_status"]
+    submission_id: str | int
+    status: Literal["queued", "running", "failed"]
 
 
 class ErrorMetadata(BaseModel):
     """Where it happened; the fields are there for an error of a turn."""
 
-    turn: Turn | SkipJsonSchema[None] = _absent("1, 2, 3 … in its session")
-    turn_id: TurnId | SkipJsonSchema[None] = _absent("as the client chose it, with its JSON type")
-    retryable: bool | SkipJsonSchema[None] = _absent("whether the same message may be sent again")
-    submission_id: str | int | SkipJsonSchema[None] = _absent("of a submission that could not be evaluated")
+    turn: Turn | SkipJsonSchema[None] = absent("1, 2, 3 … in its session")
+    turn_id: TurnId | SkipJsonSchema[None] = absent("as the client chose it, with its JSON type")
+    retryable: bool | SkipJsonSchema[None] = absent("whether the same message may be sent again")
+    submission_id: str | int | SkipJsonSchema[None] = absent("of a submission that could not be evaluated")
 
 
 class ErrorCallback(_Event):
@@ -139,6 +140,7 @@ CALLBACKS: dict[str, type[_Event]] = {
     "message_response": MessageResponseCallback,
     "usage_adjusted": UsageAdjustedCallback,
     "turn_evaluation": TurnEvaluationCallback,
+    "submission_status": SubmissionStatusCallback,
     "final_scores": FinalScoresCallback,
     "error": ErrorCallback,
 }
@@ -149,6 +151,7 @@ AnyCallback = Annotated[
     | MessageResponseCallback
     | UsageAdjustedCallback
     | TurnEvaluationCallback
+    | SubmissionStatusCallback
     | FinalScoresCallback
     | ErrorCallback,
     Field(discriminator="type"),
