@@ -90,7 +90,7 @@ $(UV): requirements/uv.txt
 	@touch $@
 
 $(READY): $(UV) requirements/runtime.txt pyproject.toml $(MOVED)
-	@echo "installing Turnstone into .venv: 0.6 GB, of which 0.3 GB are downloaded if they are not in uv's cache"
+	@echo "installing Turnstone into .venv: 0.7 GB, of which 0.3 GB are downloaded if they are not in uv's cache"
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
 	@VIRTUAL_ENV=.venv $(UV) pip sync -q --require-hashes requirements/runtime.txt || $(NO_INDEX)
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --build-constraints requirements/dev.txt --editable . || $(NO_INDEX)

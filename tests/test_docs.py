@@ -22,8 +22,9 @@ from app.core.settings import Settings
 from app.domain.documents import shipped
 from app.domain.guard_policy import GuardAction
 from app.domain.guarding import GuardLabel
-from app.domain.judge_prompt import PLACEHOLDERS
+from app.domain.judge_prompt import PLACEHOLDERS, REVIEW_PLACEHOLDERS
 from app.fake_core.chaos import WORDS, Chaos
+from app.infrastructure.analysis.analyser import analyse
 from app.infrastructure.profiles import PROFILES, CoreRequest
 from app.presentation.schemas.callbacks import FinalScoresCallback
 from app.presentation.schemas.exam_bodies import ExamRequest
@@ -462,4 +463,13 @@ def test_keys_and_places_of_the_evaluation_page_are_all_there_are() -> None:
         name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     ]
     assert named == list(yaml.safe_load(shipped("policy", "v2")))
-    assert set(re.findall(r"`\{\{(\w+)\}\}`", page)) == set(PLACEHOLDERS)
+    assert set(re.findall(r"`\{\{(\w+)\}\}`", page)) == {*PLACEHOLDERS, *REVIEW_PLACEHOLDERS}
+
+
+async def test_the_table_of_an_analysis_is_complete() -> None:
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    table = page[page.index("| key of an analysis |") : page.index("### Languages")]
+    named = [
+        name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert named == list(await analyse("python", "x = 1\n"))

@@ -29,9 +29,17 @@ LARGE = {"name": "large", "input": "1 1\n", "output": "2\n" + " " * 4_000_000}
 
 @pytest.fixture
 def rest(service: Service) -> Iterator[httpx.Client]:
+    """Where references are run."""
     with checked_client(service) as opened:
         if opened.put("/api/problems/1", json=SUM).json().get("code") == "runner_unavailable":
             pytest.skip("no sandboxes here")
+        yield opened
+
+
+@pytest.fixture
+def unrun(start: Callable[..., Service]) -> Iterator[httpx.Client]:
+    """Where nothing can be run."""
+    with checked_client(start(runner={"backend": "none"})) as opened:
         yield opened
 
 
@@ -40,7 +48,9 @@ def stored(rows: Rows) -> list[tuple[int, int]]:
     return [(row["spec_id"], row["version"]) for row in found]
 
 
-def test_a_problem_is_put_shown_and_changed_in_versions(rest: httpx.Client, rows: Rows) -> None:
+def test_a_problem_is_put_shown_and_changed_and_only_what_is_new_is_run(
+    rest: httpx.Client, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = rest.put(PATH, json=SUM)
     assert first.status_code == 201, first.text
     accepted = first.json()
@@ -71,10 +81,6 @@ def test_a_problem_is_put_shown_and_changed_in_versions(rest: httpx.Client, rows
     assert ([entry["version"] for entry in part["items"]], part["next"]) == ([1], "1")
     assert stored(rows) == [(7, 1), (7, 2)]
 
-
-def test_what_is_there_already_is_not_run_again(
-    rest: httpx.Client, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
     asked: list[Problem] = []
     real = problem_service.verify
 
@@ -86,8 +92,8 @@ def test_what_is_there_already_is_not_run_again(
     again = rest.put("/api/problems/1", json={**SUM, "limits": {"cpu_s": 2.0}})
     assert (again.status_code, again.json()["version"]) == (200, 1)
     assert asked == []
-    assert rest.put(PATH, json=SUM).status_code == 201
-    assert len(asked) == 1, "another problem's references are its own"
+    assert rest.put(PATH, json=SUM).json()["version"] == 3, "what it was once is not what it is"
+    assert len(asked) == 1
 
 
 def test_a_reference_that_does_not_pass_is_told_case_by_case(rest: httpx.Client, rows: Rows) -> None:
@@ -109,10 +115,7 @@ def test_a_reference_that_does_not_pass_is_told_case_by_case(rest: httpx.Client,
     many = [{"name": f"c{n}", "input": f"{-n} 1\n", "output": f"{1 - n}\n"} for n in range(1, 20)]
     problem = rest.put(PATH, json={**SUM, "cases": many, "references": [WRONG]}).json()
     assert problem["detail"].endswith("; and 9 more") and len(problem["detail"]) < 2_000
-    assert stored(rows) == [], "nothing of it is kept"
-
-
-def test_there_is_no_way_round_the_references(rest: httpx.Client, rows: Rows) -> None:
+    # and there is no way round
     refused = {**SUM, "references": [WRONG]}
     for query in ("verify=false", "verify=0", "dry_run=true", "force=1"):
         assert rest.put(f"{PATH}?{query}", json=refused).status_code == 422
@@ -121,35 +124,33 @@ def test_there_is_no_way_round_the_references(rest: httpx.Client, rows: Rows) ->
     assert stored(rows) == []
 
 
-def test_a_problem_with_faults_is_refused_with_their_places(rest: httpx.Client, rows: Rows) -> None:
-    response = rest.put(PATH, json={**SUM, "cases": [{"name": "a", "input": "1"}], "title": "", "languages": ["cobol"]})
+def test_a_problem_with_faults_is_refused_with_their_places(unrun: httpx.Client, rows: Rows) -> None:
+    response = unrun.put(
+        PATH, json={**SUM, "cases": [{"name": "a", "input": "1"}], "title": "", "languages": ["cobol"]}
+    )
     assert response.status_code == 422
     for place in ("body.cases.0.output: ", "body.title: ", "body.languages.0: "):
         assert place in response.json()["detail"]
-    response = rest.put(PATH, json={**SUM, "starter_code": {"go": "x"}})
+    response = unrun.put(PATH, json={**SUM, "starter_code": {"go": "x"}})
     assert "starter_code.go: go is none of the problem's languages" in response.json()["detail"]
     for odd in (b"[]", b"{", b'{"cases": [{"input": "\\ud800"}]}', b"null"):
-        assert rest.put(PATH, content=odd, headers={"Content-Type": "application/json"}).status_code == 422
+        assert unrun.put(PATH, content=odd, headers={"Content-Type": "application/json"}).status_code == 422
     assert stored(rows) == []
 
 
-def test_what_is_not_there_and_odd_numbers_are_told(rest: httpx.Client) -> None:
-    for path in ("/api/problems/99", "/api/problems/99/versions", "/api/problems/1?version=2"):
-        assert rest.get(path).status_code == 404, path
+def test_what_is_not_there_and_odd_numbers_are_told(unrun: httpx.Client) -> None:
+    for path in ("/api/problems/99", "/api/problems/99/versions", "/api/problems/99?version=2"):
+        assert unrun.get(path).status_code == 404, path
     for path in ("/api/problems/0", "/api/problems/x", f"/api/problems/{2**63}", "/api/problems/1?version=0"):
-        assert rest.get(path).status_code == 422, path
+        assert unrun.get(path).status_code == 422, path
 
 
-def test_without_a_runner_nothing_is_accepted_and_it_may_be_tried_again(
-    start: Callable[..., Service], rows: Rows
-) -> None:
-    service = start(runner={"backend": "none"})
-    with checked_client(service) as http:
-        response = http.put(PATH, json=SUM)
-        assert response.status_code == 503
-        assert (response.json()["code"], response.json()["retryable"]) == ("runner_unavailable", True)
-        assert int(response.headers["retry-after"]) >= 1
-        assert stored(rows) == []
+def test_without_a_runner_nothing_is_accepted_and_it_may_be_tried_again(unrun: httpx.Client, rows: Rows) -> None:
+    response = unrun.put(PATH, json=SUM)
+    assert response.status_code == 503
+    assert (response.json()["code"], response.json()["retryable"]) == ("runner_unavailable", True)
+    assert int(response.headers["retry-after"]) >= 1
+    assert stored(rows) == []
 
 
 def test_a_large_problem_has_a_limit_of_its_own(start: Callable[..., Service]) -> None:

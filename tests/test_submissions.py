@@ -205,9 +205,9 @@ async def test_a_running_turn_goes_on_and_does_not_count(start: Start, provider:
     pair = new_pair()
     async with connect(service.url) as chat:
         session_id = (await chat.ask("first", "t1", **pair)).session_id
-        provider.next(Script(pieces=["a", "b", "c"], piece_delay_s=0.5))
-        seen = await chat.start("second", "t2", text="a", **pair)
-        with checked_client(service) as rest:
+        with await asyncio.to_thread(checked_client, service) as rest:
+            provider.next(Script(pieces=["a", "b", "c"], piece_delay_s=1.5))
+            seen = await chat.start("second", "t2", text="a", **pair)
             body = await asyncio.to_thread(taken, rest, str(session_id))
         assert body["last_turn"] == 1
         assert (await chat.turn(seen=seen)).end["type"] == "done"

@@ -17,6 +17,7 @@ from app.cli import (
     review,
     rubric,
     running,
+    score,
     sessions,
     submissions,
     usage,
@@ -36,6 +37,7 @@ cli.add_typer(fake_core.cli)
 cli.add_typer(callbacks.cli, name="callbacks")
 cli.add_typer(sessions.cli, name="sessions")
 cli.add_typer(submissions.cli, name="submissions")
+cli.add_typer(score.cli, name="score")
 cli.add_typer(guard.cli, name="guard")
 usage.cli.command("reconcile")(reconcile)
 cli.add_typer(usage.cli, name="usage")

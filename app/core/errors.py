@@ -6,7 +6,8 @@
     ├── ModelError            the provider failed or refused (``llm_*``)
     ├── DocumentError         a rubric, judge's prompt or policy cannot be used (``domain/documents.py``)
     ├── ProblemError          a problem or its package cannot be used (``domain/problem.py``)
-    └── ReferenceFailedError  a problem's own solutions do not pass it
+    ├── ReferenceFailedError  a problem's own solutions do not pass it
+    └── PatternError          a problem's code patterns cannot be used (``domain/code_patterns.py``)
     StartupError              what an operator is told when a command cannot run
     └── ExportError           a file that a command was given cannot be taken
 
@@ -36,6 +37,7 @@ class ErrorCode(StrEnum):
     SUBMISSION_ID_CONFLICT = "submission_id_conflict"
     SUBMISSIONS_EXHAUSTED = "submissions_exhausted"
     NOT_HELD = "not_held"
+    NOT_SCORED = "not_scored"
     NOT_REPLAYABLE = "not_replayable"
     NOT_IMPLEMENTED = "not_implemented"
     RATE_LIMITED = "rate_limited"

@@ -211,23 +211,22 @@ def evidence_of(steps: Mapping[Node, Outcome]) -> Evidence:
     )
 
 
-def _found(outcome: Outcome | None, part: str) -> Mapping[str, Any] | Unscored:
-    """What an outcome holds, or why there is nothing to read in it."""
+def _found(outcome: Outcome | None, key: str, part: str) -> Mapping[str, Any] | Unscored:
+    """What an outcome holds under ``key``, or why there is nothing to read in it.
+
+    One that is missing may hold a part of what was to be found: some prompts, some test cases.
+    """
     if outcome is None:
         return Unscored(f"{part} was not done")
-    if outcome.status != "ok":
-        return Unscored(outcome.reason or f"{part} is missing")
-    value: Mapping[str, Any] = outcome.value
-    return value
+    value: Mapping[str, Any] = outcome.value or {}
+    if value.get(key) is not None:
+        return value
+    return Unscored(outcome.reason or f"{part} is missing")
 
 
 def _turns(outcome: Outcome | None) -> list[TurnFound] | Unscored:
-    """Where some could not be judged there is no mean; the others are known all the same."""
-    entries = ((outcome.value if outcome is not None else None) or {}).get("turns") or ()
-    found = _found(outcome, "the judgement of the prompts")
-    if isinstance(found, Unscored) and not entries:
-        return found
-    return [_turn(entry) for entry in entries]
+    found = _found(outcome, "turns", "the judgement of the prompts")
+    return found if isinstance(found, Unscored) else [_turn(entry) for entry in found["turns"]]
 
 
 def _turn(entry: Mapping[str, Any]) -> TurnFound:
@@ -240,16 +239,16 @@ def _turn(entry: Mapping[str, Any]) -> TurnFound:
 
 
 def _marks(outcome: Outcome | None) -> dict[Criterion, float | Unscored]:
-    """A panel that could not mark all of it may have marked the rest."""
-    found = _found(outcome, "the judgement of the session")
-    marks = ((outcome.value if outcome is not None else None) or {}).get("marks") or {}
-    unmarked = found if isinstance(found, Unscored) else Unscored(found.get("reason") or "no judge could mark it")
+    found = _found(outcome, "marks", "the judgement of the session")
+    if isinstance(found, Unscored):
+        return dict.fromkeys(Criterion, found)
+    marks, unmarked = found["marks"], Unscored(found.get("reason") or "no judge could mark it")
     return {criterion: unmarked if marks.get(criterion) is None else float(marks[criterion]) for criterion in Criterion}
 
 
 def _cases(outcome: Outcome | None) -> dict[CaseGroup, CasesPassed | Unscored]:
     """The weights of each group. A case that failed by our own fault leaves its group without a figure."""
-    value = _found(outcome, "the run of the tests")
+    value = _found(outcome, "cases", "the run of the tests")
     if isinstance(value, Unscored):
         return dict.fromkeys(CaseGroup, value)
     found: dict[CaseGroup, CasesPassed | Unscored] = {}
@@ -266,19 +265,17 @@ def _cases(outcome: Outcome | None) -> dict[CaseGroup, CasesPassed | Unscored]:
 
 
 def _ratio(outcome: Outcome | None) -> float | Unscored:
-    value = _found(outcome, "the measurement")
+    value = _found(outcome, "performance", "the measurement")
     if isinstance(value, Unscored):
         return value
-    measured = value.get("performance") or {}
+    measured = value["performance"]
     ratio = measured.get("ratio")
     return Unscored(measured.get("reason") or "not measured") if ratio is None else float(ratio)
 
 
 def _complexity(outcome: Outcome | None) -> float | Unscored:
-    value = _found(outcome, "the static analysis")
-    if isinstance(value, Unscored):
-        return value
-    complexity = value.get("mean_complexity")
-    if complexity is None:
-        return Unscored(value.get("complexity_reason") or "the code cannot be parsed")
-    return float(complexity)
+    value = _found(outcome, "mean_complexity", "the static analysis")
+    if not isinstance(value, Unscored):
+        return float(value["mean_complexity"])
+    stored = (outcome.value if outcome is not None else None) or {}
+    return Unscored(stored["complexity_reason"]) if stored.get("complexity_reason") else value

@@ -5,6 +5,7 @@
     with ScriptedJudge() as judge:
         judge.next(JudgeReply(status=503))  # the first call
         judge.marks = lambda seen: {"R1": 5}  # from then on; what is left out is 4
+    judge.reply = lambda seen: JudgeReply(status=503) if seen.kind == "panel" else None  # by what is asked
 
 It tells from the answer's schema what it is asked: a turn's judgement, a session's (``panel``), or a code's ``review``.
 """
@@ -73,6 +74,7 @@ class ScriptedJudge(AppThread):
         self.default = JudgeReply()
         self.marks: Callable[[JudgeSeen], Mapping[str, int]] = lambda _: {}
         self.intent = "CREATION"
+        self.reply: Callable[[JudgeSeen], JudgeReply | None] = lambda _: None
         self._queue: deque[JudgeReply] = deque()
 
     @property
@@ -105,7 +107,7 @@ class ScriptedJudge(AppThread):
             asked["model"], asked.get("seed", 0), fenced[-1][1], asked["messages"], len(self.calls), time.monotonic()
         )
         self.calls.add(seen)
-        reply = self._queue.popleft() if self._queue else self.default
+        reply = self.reply(seen) or (self._queue.popleft() if self._queue else self.default)
         if reply.action == "hang":
             await asyncio.sleep(math.inf)
         await asyncio.sleep(reply.delay_s)

@@ -36,6 +36,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.SUBMISSION_ID_CONFLICT: 409,
     ErrorCode.SUBMISSIONS_EXHAUSTED: 409,
     ErrorCode.NOT_HELD: 409,
+    ErrorCode.NOT_SCORED: 409,
     ErrorCode.NOT_REPLAYABLE: 409,
     ErrorCode.EXAM_CLOSED: 409,
     ErrorCode.BUDGET_EXHAUSTED: 409,

@@ -1,0 +1,101 @@
+"""``turnstone score``: how scores of submissions came about, for people who have to answer for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.console import is_text, with_database
+from app.core.errors import StartupError
+
+if TYPE_CHECKING:
+    from app.application.submissions.explaining import Explanation
+    from app.domain.explaining import Line, Value
+
+cli = typer.Typer(help="Scores of submissions: how they came about, and what people say of them.", no_args_is_help=True)
+
+SubmissionId = Annotated[str, typer.Argument(help="The submission's id.")]
+Revision = Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Of which evaluation; the one that counts.")]
+
+
+@cli.command("explain")
+def explain(
+    submission_id: SubmissionId,
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for other programs.")] = False,
+) -> None:
+    """Make every published number again from stored evidence, with its arithmetic. Exit code 1 where one differs."""
+
+    async def show() -> None:
+        from app.application.submissions.explaining import explain_scores
+
+        explanation = await explain_scores(submission_id, revision)
+        typer.echo(_json(explanation) if as_json else _text(explanation))
+        if not explanation.is_true:
+            raise typer.Exit(1)
+
+    _of_submission(submission_id, show)
+
+
+def _of_submission(submission_id: str, action: Callable[[], Awaitable[None]]) -> None:
+    if not is_text(submission_id):
+        raise typer.BadParameter("The submission's id is no text.")
+
+    async def act() -> None:
+        from app.core.errors import TurnstoneError
+
+        try:
+            await action()
+        except TurnstoneError as error:
+            raise StartupError(error.message, "`turnstone submissions show ID` says how far it is.") from None
+
+    with_database(act)
+
+
+def _json(explanation: Explanation) -> str:
+    policy = explanation.policy
+    told = {
+        "submission_id": explanation.submission.told_id,
+        "revision": explanation.evaluation.revision,
+        "policy": {"name": policy.name, "hash": policy.hash, "pinned": explanation.policy_is_pinned},
+        "lines": [
+            {
+                "name": line.name,
+                "arithmetic": line.arithmetic,
+                "value": line.value,
+                "published": dict(line.published),
+                "equal": not line.differs,
+            }
+            for line in explanation.lines
+        ],
+        "equal": explanation.is_true,
+    }
+    return json.dumps(told, ensure_ascii=False)
+
+
+def _text(explanation: Explanation) -> str:
+    submission, policy = explanation.submission, explanation.policy
+    lines = [
+        f"submission {submission.told_id} revision {explanation.evaluation.revision}",
+        f"policy {policy.name} {policy.hash[:12]}" + ("" if explanation.policy_is_pinned else "  WAS CHANGED"),
+    ]
+    for line in explanation.lines:
+        lines += _of_line(line)
+    differing = sum(bool(line.differs) for line in explanation.lines)
+    count = len(explanation.lines)
+    lines.append(f"{count} numbers, all as published" if not differing else f"{differing} of {count} differ")
+    return "\n".join(lines)
+
+
+def _of_line(line: Line) -> list[str]:
+    told = [f"{'✗' if line.differs else '✓'} {line.name}: {_shown(line.value)}", f"    {line.arithmetic}"]
+    return told + [f"    DIFFERS: {place} has {_shown(line.published[place])}" for place in line.differs]
+
+
+def _shown(value: Value) -> str:
+    from app.domain.explained_prompts import number
+
+    return value if isinstance(value, str) else number(value)
