@@ -138,6 +138,14 @@ GOALS = (
     Goal("elsewhere", "cancel on another process → closed, p99", "ms", lambda f: f["redis_up"]["p99_ms"], must=500),
     Goal("elsewhere", "… while Redis is away, p99", "ms", lambda f: f["redis_down"]["p99_ms"], must=500),
     Goal(
+        "submissions", "streams' p99 beside submissions that are evaluated", "× slower", lambda f: f["slower"], must=2,
+        compared=lambda f: f"{f['busy']['p99_ms']:.1f} ms, {f['quiet']['p99_ms']:.1f} without",
+    ),
+    Goal(
+        "submissions", "… runs of candidates' programs then", "/s", lambda f: f["runs_per_s"], must=15, at_least=True,
+        compared=lambda f: f"{f['scored']} scored in {f['took_s']:.0f} s",
+    ),
+    Goal(
         "soak", "memory after minutes of turns", "MB", lambda f: f["end_mb"],
         compared=lambda f: f"after the warm-up {f['warm_mb']:.1f}",
     ),

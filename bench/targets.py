@@ -163,10 +163,18 @@ class Scene:
     database_url: str
     stack: ExitStack
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process of this service is told by its environment."""
+        return _environment(self.scratch, self.database_url, self.provider, self.receiver)
+
     def start_ours(self, name: str, redis_url: str) -> Server:
         """Another process of this service on the same database, with Redis."""
-        more = {"TURNSTONE_REDIS__URL": redis_url}
-        server = _ours(name, self.scratch, self.database_url, self.provider, self.receiver, more)
+        return self.start_another(name, {"TURNSTONE_REDIS__URL": redis_url})
+
+    def start_another(self, name: str, more: Mapping[str, str]) -> Server:
+        """Another process of this service on the same database, with these variables besides."""
+        server = Server(name, ["app.cli", "serve"], self.scratch, {**self.environment, **more})
         self.stack.callback(server.stop)
         return server.wait()
 
@@ -177,15 +185,8 @@ class Scene:
         return server.wait()
 
 
-def _ours(
-    name: str,
-    scratch: Path,
-    database_url: str,
-    provider: Server,
-    receiver: Server,
-    more: Mapping[str, str] | None = None,
-) -> Server:
-    env = {
+def _environment(scratch: Path, database_url: str, provider: Server, receiver: Server) -> dict[str, str]:
+    return {
         "TURNSTONE_PORT": "0",
         "TURNSTONE_DATA_DIR": str(scratch / "data"),
         "TURNSTONE_LOG_LEVEL": "warning",
@@ -196,7 +197,6 @@ def _ours(
         "TURNSTONE_LLM__API_KEY": "unused",
         "TURNSTONE_CALLBACKS__URL": f"{receiver.url}/callbacks",
     }
-    return Server(name, ["app.cli", "serve"], scratch, {**env, **(more or {})})
 
 
 def _usual(name: str, scratch: Path, provider: Server) -> Server:
@@ -222,7 +222,8 @@ def open_scene() -> Iterator[Scene]:
         stack.callback(receiver.stop)
         provider.wait(), receiver.wait()
         database_url = postgres.new_database("turnstone")
-        ours = _ours("turnstone-serve", scratch, database_url, provider, receiver)
+        environment = _environment(scratch, database_url, provider, receiver)
+        ours = Server("turnstone-serve", ["app.cli", "serve"], scratch, environment)
         stack.callback(ours.stop)
         usual = _usual("usual", scratch, provider)
         stack.callback(usual.stop)
