@@ -64,6 +64,8 @@ def test_what_is_left_out_is_set_to_what_is_shipped(rest: httpx.Client, rows: Ro
         "score_policy": V2,
         "samples": None,
         "judge_model": None,
+        "submissions": 1,
+        "hold_scores": False,
     }
     assert rest.get(EXAM).json() == exam | {"updated_at": updated_at}
     kept = {row["hash"] for row in rows("SELECT hash FROM evaluation_documents")}
