@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -38,6 +39,34 @@ def explain(
             raise typer.Exit(1)
 
     _of_submission(submission_id, show)
+
+
+@cli.command("report")
+def report(
+    submission_id: SubmissionId,
+    language: Annotated[Literal["en", "ko"], typer.Option(help="Of the report.")] = "en",
+    revision: Revision = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="The file; standard output without one.")
+    ] = None,
+) -> None:
+    """Write what a candidate may read of a submission: a page of HTML that needs nothing but itself."""
+
+    async def write() -> None:
+        from app.application.submissions.reporting import read_report
+        from app.presentation.web.report import render_report
+
+        page = render_report(await read_report(submission_id, revision), language)
+        if output is None:
+            typer.echo(page, nl=False)
+            return
+        try:
+            output.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise StartupError(f"{output} cannot be written: {error.strerror}.", "Choose another file.") from None
+        typer.echo(output)
+
+    _of_submission(submission_id, write)
 
 
 @cli.command("override")

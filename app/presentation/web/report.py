@@ -209,14 +209,14 @@ def _remarks(remarks: Sequence[Remark], caption: str, t: Texts, *, with_turn: bo
     rows = []
     for remark in remarks:
         where = f" ({t['said_where'].format(turn=remark.turn)})" if with_turn else ""
-        quote = joined(el("q", f"„{remark.quote}“", dir="auto"), where, " ") if remark.quote else None
+        quote = el("q", remark.quote, dir="auto") if remark.quote else None
         aside = None if remark.counts else el("span", f" ({t['counts_not']})", class_="quiet small")
         rows.append(
             el(
                 "tr",
                 el("th", remark.title, aside, scope="row", role="rowheader"),
                 el("td", f"{plain(remark.mark, 1)} / 5", class_="n", role="cell", data_label=t["mark"]),
-                el("td", quote, el("span", remark.reason, dir="auto"), role="cell", data_label=t["why"]),
+                el("td", quote, el("span", remark.reason, dir="auto"), where, role="cell", data_label=t["why"]),
                 el("td", remark.anchor, role="cell", data_label=t["looks_like"]),
                 role="row",
             )
