@@ -10,7 +10,7 @@ UV     := .uv/bin/uv
 MOVED  := $(shell test -s $(READY) && test "$$(cat $(READY))" != "$(CURDIR)" && echo moved)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve worker migrate doctor test test-fast check format schemas bench judge-bench torture guard lock clean moved
+.PHONY: help install demo serve worker migrate doctor test test-fast check format schemas bench judge-bench torture hostile guard lock clean moved
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ schemas: $(TOOLS) ## write docs/schemas, the JSON Schemas of the callbacks, from
 torture: $(TOOLS) ## kill, restart and cut at random instants, and check every promise (ARGS="--only callbacks --seed 2")
 	$(BIN)/python -m torture $(ARGS)
 
+hostile: $(TOOLS) ## try to get out of the sandbox, 80 programs 20 times each (ARGS="--runs 1 --levels best")
+	$(BIN)/python -m hostile_programs $(ARGS)
+
 bench: $(TOOLS) ## measure against the usual way, in one run (ARGS="--quick" for a short one)
 	$(BIN)/python -m bench $(ARGS)
 
@@ -87,7 +90,7 @@ $(UV): requirements/uv.txt
 	@touch $@
 
 $(READY): $(UV) requirements/runtime.txt pyproject.toml $(MOVED)
-	@echo "installing Turnstone into .venv: 0.6 GB, of which 0.3 GB are downloaded if they are not in uv's cache"
+	@echo "installing Turnstone into .venv: 0.7 GB, of which 0.3 GB are downloaded if they are not in uv's cache"
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
 	@VIRTUAL_ENV=.venv $(UV) pip sync -q --require-hashes requirements/runtime.txt || $(NO_INDEX)
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --build-constraints requirements/dev.txt --editable . || $(NO_INDEX)

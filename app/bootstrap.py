@@ -328,7 +328,7 @@ async def open_submission_desk(stack: AsyncExitStack, settings: Settings, desk: 
         counter=desk.counter,
         trials=desk.trials,
         runner=None if runner is None else TriedRunner(runner),
-        default=await default_basis(settings.judge.model),
+        default=await default_basis(settings.judge.model, settings.judge.trials),
         concurrency=settings.submissions.concurrency,
         held=desk.held,
         tells_stages=settings.callbacks.profile == "vibecode",

@@ -41,6 +41,7 @@ async def examine(settings: Settings) -> list[Finding]:
         ("model", _model),
         ("callbacks", _callbacks),
         ("code runner", _runner),
+        ("code analyser", _analyser),
     ]
     findings = []
     for what, check in checks:
@@ -220,3 +221,16 @@ async def _runner(settings: Settings) -> str:
             raise StartupError(error.problem, error.remedy) from None
     known = ", ".join(f"{name} {toolchain.version}" for name, toolchain in languages.items())
     return f"{isolation.backend}, limits by {isolation.level}; {known}"
+
+
+async def _analyser(_: Settings) -> str:
+    from app.infrastructure.analysis.analyser import self_test
+    from app.infrastructure.analysis.errors import AnalysisError
+
+    if importlib.util.find_spec("lizard") is None and importlib.util.find_spec("tree_sitter") is None:
+        return "not installed; submitted code is not analysed (pip install 'turnstone[judge]')"
+    try:
+        found = await self_test()
+    except AnalysisError as error:
+        raise StartupError(error.problem, error.remedy) from None
+    return ", ".join(f"{name} {version}" for name, version in found.items())

@@ -19,7 +19,7 @@ COMPILERS = [
         "include the environment",
         "c",
         '#include "/proc/self/environ"\n#include "/proc/1/environ"\nint main() {}',
-        _REFUSED,
+        _FINISHED,
     ),
     Hostile(
         "carry the machine's users away",
@@ -131,7 +131,7 @@ func main() {{
     Hostile(
         "be something else",
         "python",
-        "import os\nos.execv('/proc/self/exe', ['python', '-c', 'while True: pass'])",
+        "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'while True: pass'])",
         only(Ended.TLE),
     ),
     Hostile(

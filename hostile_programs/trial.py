@@ -26,7 +26,7 @@ from app.domain.code_runner import (
 from hostile_programs.forging import Forged
 from hostile_programs.program import ESCAPED, Hostile
 
-COMPILE = CompileLimits(cpu_s=3, wall_s=8, memory_mb=512, output_bytes=16 * 1024 * 1024, files_mb=32)
+COMPILE = CompileLimits(cpu_s=3, wall_s=20, memory_mb=512, output_bytes=16 * 1024 * 1024, files_mb=32)
 Leftovers = Callable[[], list[str]]
 """Says what a backend has left on the machine: processes, groups, files."""
 
@@ -88,8 +88,8 @@ class Trial:
     problems: list[str] = field(default_factory=list)
 
 
-async def attempt(runner: CodeRunner, hostile: Hostile, around: Surroundings, leftovers: Leftovers) -> Trial:
-    """Run one program and look around."""
+async def attempt(runner: CodeRunner, hostile: Hostile, around: Surroundings) -> Trial:
+    """Run one program and look at what it got at."""
     trial = Trial(hostile.name)
     async with runner.prepared(SourceProgram(hostile.language, hostile.source), COMPILE) as program:
         if isinstance(program, CompileFailed):
@@ -101,7 +101,7 @@ async def attempt(runner: CodeRunner, hostile: Hostile, around: Surroundings, le
         else:
             [run] = [run async for run in runner.run(program, [around.stdin], hostile.limits)]
             _look_at(trial, run, hostile, around)
-    trial.problems += around.touched() + leftovers()
+    trial.problems += around.touched()
     return trial
 
 
@@ -112,18 +112,15 @@ def _look_at(trial: Trial, run: Execution, hostile: Hostile, around: Surrounding
         trial.problems.append("; ".join(line for line in said.splitlines() if ESCAPED in line)[:300])
     if around.secret in said or "root:x:" in said:
         trial.problems.append("it read what is on the machine")
+    if run.how is Ended.SE and "too busy" in run.cause:
+        return  # this machine's fault; it says so, and it was ended
     if run.how not in hostile.ends:
         tail = run.stderr[-200:].decode("utf-8", "replace")
         trial.problems.append(
             f"ended as {run.how.value} ({run.cause}), not {'/'.join(sorted(hostile.ends)) or 'CE'}: {tail}"
         )
     if run.how is Ended.TLE:
-        by_wall = run.wall_ms > hostile.limits.wall_s * 1000
-        trial.late_ms = (
-            run.wall_ms - hostile.limits.wall_s * 1000
-            if by_wall
-            else max(0.0, run.cpu_ms - hostile.limits.cpu_s * 1000)
-        )
+        trial.late_ms = run.late_ms
 
 
 _CHECKER = """

@@ -22,14 +22,17 @@ from app.core.settings import Settings
 from app.domain.documents import shipped
 from app.domain.guard_policy import GuardAction
 from app.domain.guarding import GuardLabel
-from app.domain.judge_prompt import PLACEHOLDERS
+from app.domain.judge_prompt import PLACEHOLDERS, REVIEW_PLACEHOLDERS
+from app.domain.submission import Node
 from app.fake_core.chaos import WORDS, Chaos
+from app.infrastructure.analysis.analyser import analyse
+from app.infrastructure.persistence.models import ReviewReasonEnum
 from app.infrastructure.profiles import PROFILES, CoreRequest
 from app.presentation.schemas.callbacks import FinalScoresCallback
 from app.presentation.schemas.exam_bodies import ExamRequest
 from app.presentation.schemas.frames import parse
 from tests.conftest import CORE_KEY, SECRET, Rows
-from tests.support.chat import ChatClient, Command, connect, environment, new_pair
+from tests.support.chat import WAIT_S, ChatClient, Command, connect, environment, new_pair
 from tests.support.core import Delivery, FakeCore
 from tests.support.provider import Provider, Script
 from tests.support.service import Service, running
@@ -139,7 +142,7 @@ async def test_the_readme_client_talks_to_the_service(service: Service) -> None:
 
 def test_client_frames_of_the_protocol_page_are_accepted() -> None:
     frames = json_lines("docs/protocol.md", "json client")
-    assert len(frames) == 5
+    assert len(frames) == 6
     for frame in frames:
         parse(json.dumps(frame))
 
@@ -150,8 +153,11 @@ async def test_server_frames_of_the_protocol_page_have_the_fields_that_are_sent(
     service = start(llm={"timeout_s": 1})
     async with connect(service.url) as client:
         sent = await _one_of_each(client, provider)
+        path = f"{service.url}/api/sessions/{sent[('started', False, False)]['session_id']}/submissions"
+        await asyncio.to_thread(httpx.post, path, json={"code": "print(1)", "language": "python"}, timeout=WAIT_S)
+        sent["submission", False, False] = await client.until("submission")
     documented = json_lines("docs/protocol.md", "json server")
-    assert len(documented) == 8
+    assert len(documented) == 9
     for frame in documented:
         kind = (frame["type"], "first_seq" in frame, "last_seq" in frame)
         assert kind in sent, kind
@@ -204,6 +210,24 @@ def test_examples_of_exams_work(service: Service) -> None:
             for command in re.split(r"\n(?=curl )", example)
         ]
         assert [answer.get("version") for answer in answers] == versions, answers
+
+
+def test_examples_of_submissions_work(service: Service, settings: Settings, tmp_path: Path) -> None:
+    httpx.post(f"{service.url}/api/sessions", json=new_pair(), timeout=WAIT_S).raise_for_status()
+    [example] = blocks("docs/submissions.md", "sh submissions")
+    commands = example.replace("\\\n", " ").strip().splitlines()
+    answers = [json.loads(run(["bash", "-c", command], TURNSTONE=service.url).stdout) for command in commands]
+    assert answers[0]["submission_id"] == answers[1]["submission_id"] == "s-1"
+    assert [item["submission_id"] for item in answers[2]["items"]] == ["s-1"]
+    env = {"TURNSTONE_DATABASE__URL": str(settings.database.url), "TURNSTONE_DATA_DIR": str(tmp_path)}
+    for command in "\n".join(blocks("docs/submissions.md", "sh")).splitlines():
+        done = run(["bash", "-c", command], **env)
+        assert done.returncode == 0, (command, done.stderr)
+    page = (ROOT / "docs/submissions.md").read_text(encoding="utf-8")
+    told = page[page.index("| step | what it does") : page.index("`turns`, `tests` and `analysis` are")]
+    assert re.findall(r"^\| `([a-z]+)` \|", told, re.MULTILINE) == [node.value for node in Node]
+    reasons = page[page.index("Reasons for which") : page.index("None changes a score")]
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", reasons, re.MULTILINE)) == set(ReviewReasonEnum) - {"refused", "appeal"}
 
 
 def test_the_table_of_an_exam_s_settings_is_complete() -> None:
@@ -462,4 +486,13 @@ def test_keys_and_places_of_the_evaluation_page_are_all_there_are() -> None:
         name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     ]
     assert named == list(yaml.safe_load(shipped("policy", "v2")))
-    assert set(re.findall(r"`\{\{(\w+)\}\}`", page)) == set(PLACEHOLDERS)
+    assert set(re.findall(r"`\{\{(\w+)\}\}`", page)) == {*PLACEHOLDERS, *REVIEW_PLACEHOLDERS}
+
+
+async def test_the_table_of_an_analysis_is_complete() -> None:
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    table = page[page.index("| key of an analysis |") : page.index("### Languages")]
+    named = [
+        name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert named == list(await analyse("python", "x = 1\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from app.domain.document_reading import Difference, differences, find_shipped, kind_of, read_document
 from app.domain.documents import KINDS, LONGEST_DOCUMENT, DocumentError, content_hash, shipped, shipped_names
-from app.domain.judge_prompt import FENCE_CLOSE, FENCE_OPEN, PLACEHOLDERS, JudgePrompt
+from app.domain.judge_prompt import FENCE_CLOSE, FENCE_OPEN, PLACEHOLDERS, REVIEW_PLACEHOLDERS, JudgePrompt
 from app.domain.rubric import LANGUAGES, Rubric
 from app.domain.scoring import Criterion, Intent, ScorePolicy
 
@@ -43,7 +44,7 @@ def changed(text: str, before: str, after: str) -> str:
 def test_what_is_shipped() -> None:
     assert {kind: shipped_names(kind) for kind in KINDS} == {
         "rubric": ("standard",),
-        "prompt": ("judge.en", "judge.ko", "panel.en", "panel.ko"),
+        "prompt": ("judge.en", "judge.ko", "panel.en", "panel.ko", "review.en", "review.ko"),
         "policy": ("compat-2026", "v2"),
     }
     for kind in KINDS:
@@ -76,7 +77,7 @@ def test_the_wheel_carries_what_is_shipped(tmp_path: Path) -> None:
         for name in shipped_names(kind):
             [found] = [content for path, content in carried.items() if f"/{folder}/{name}." in path]
             assert found.decode() == shipped(kind, name)
-    assert len(carried) == 7
+    assert len(carried) == 9
     here = files("app.domain").joinpath("evaluation", "policies", "v2.yaml")
     assert here.read_text(encoding="utf-8") == POLICY
 
@@ -114,11 +115,11 @@ def test_a_rubric_without_a_language_says_which_it_has() -> None:
 # ---------------------------------------------------------------- policies and rubrics that are refused
 
 WRONG_POLICIES = [
-    ("total: {prompt: 0.40,", "total: {prompt: 0.41,", "total: the weights must sum to 1, and sum to 1.01 (line 30)"),
+    ("total: {prompt: 0.40,", "total: {prompt: 0.41,", "total: the weights must sum to 1, and sum to 1.01 (line 34)"),
     (
         "total: {prompt: 0.40,",
         "total: {prompt: 0.40000001,",
-        "total: the weights must sum to 1, and sum to 1.00000001 (line 30)",
+        "total: the weights must sum to 1, and sum to 1.00000001 (line 34)",
     ),
     ("{R1: 1, R2: 2, R4: 1}", "{R1: 1, R5: 2}", "criteria.DEBUGGING.R5: is not known here; there is R1, R2, R3, R4"),
     ("  FOLLOW_UP: {R4: 1}", "  FOLLOW_UP: {}", "criteria.FOLLOW_UP: must name one criterion at least"),
@@ -131,7 +132,15 @@ WRONG_POLICIES = [
     ("samples: 3", "samples: true", "samples: must be a number"),
     ("samples: 3", "samples: '3'", "samples: must be a number"),
     ("samples: 3", "samples: 03", "samples: must be a number"),
-    ("samples: 3\n", "", "samples: is missing"),
+    ("\nsamples: 3\n", "\n", "samples: is missing"),
+    (
+        "[acted_on, asked_again, grade_edge]",
+        "[acted_on, always]",
+        "all_samples_where: must be a list with some of acted_on",
+    ),
+    ("[acted_on, asked_again, grade_edge]", "acted_on", "all_samples_where: must be a list"),
+    ("[acted_on, asked_again, grade_edge]", "[acted_on, acted_on]", "all_samples_where: must be a list"),
+    ("panel_judges: 3", "panel_judges: 1", "panel_judges: must be from 2 to 9, and is 1"),
     ("points_per_mark: 20", "points_per_mark: 20.1", "points_per_mark: must be from 0 to 20, and is 20.1"),
     ("points_per_mark: 20", "points_per_mark: 0", "points_per_mark: must be more than 0"),
     ("pasted_problem: 30", "pasted_problem: .nan", "pasted_problem: must be a number from 0 to 100"),
@@ -168,6 +177,15 @@ WRONG_POLICIES = [
 ]
 
 
+def test_a_policy_from_before_there_were_doubts_asks_for_all_samples_always() -> None:
+    old = re.sub(r"(?m)^(all_samples_where|panel_judges):.*\n", "", POLICY)
+    policy = ScorePolicy.parse(old)
+    assert (policy.samples, policy.all_samples_where, policy.panel_judges) == (3, None, 3)
+    found = differences(policy, ScorePolicy.parse(POLICY))
+    assert found == [Difference("all_samples_where", "always", "acted_on, asked_again, grade_edge")]
+    assert ScorePolicy.parse(POLICY).with_samples(5).all_samples_where is None, "an exam's word counts for every prompt"
+
+
 @pytest.mark.parametrize(("before", "after", "told"), WRONG_POLICIES, ids=[entry[2][:50] for entry in WRONG_POLICIES])
 def test_a_policy_that_is_wrong_is_refused_with_the_place(before: str, after: str, told: str) -> None:
     found = problems("policy", changed(POLICY, before, after))
@@ -179,8 +197,8 @@ def test_all_problems_are_told_at_once_by_line() -> None:
     wrong = changed(changed(changed(POLICY, "samples: 3", "samples: 0"), "R2: 2", "R9: 2"), "prompt: 0.40", "prompt: 1")
     assert problems("policy", wrong) == [
         "samples: must be from 1 to 9, and is 0 (line 8)",
-        "criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4 (line 16)",
-        "total: the weights must sum to 1, and sum to 1.6 (line 30)",
+        "criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4 (line 20)",
+        "total: the weights must sum to 1, and sum to 1.6 (line 34)",
     ]
     with pytest.raises(DocumentError) as caught:
         ScorePolicy.parse(wrong)
@@ -272,6 +290,39 @@ def test_a_shipped_prompt_shows_what_candidates_wrote_only_in_fences(name: str) 
     assert shipped("prompt", name).split("\n", 1)[0] not in system, "a note to authors stays here"
     for intent in Intent:
         assert f"- {intent}:" in system
+
+
+@pytest.mark.parametrize("name", ["review.en", "review.ko"])
+def test_a_shipped_reviewers_prompt_shows_code_only_in_a_fence(name: str) -> None:
+    prompt = JudgePrompt.parse(shipped("prompt", name), shape="review")
+    system, user = prompt.fill({name: f"<{name}>" for name in REVIEW_PLACEHOLDERS})
+    for place in ("problem", "language", "schema"):
+        assert system.count(f"<{place}>") == 1
+    assert "<code>" not in system
+    assert "<fence_open>\n<code>\n<fence_close>" in user
+    assert user.endswith("<reminder>")
+    assert "===" not in system + user and "{{" not in system + user
+
+
+REVIEW = shipped("prompt", "review.en")
+WRONG_REVIEWS = [
+    ("{{fence_open}}\n{{code}}\n{{fence_close}}", "{{code}}", "code: must stand between {{fence_open}}"),
+    ("{{code}}", "{{code}} {{candidate}}", "candidate: is no place; there are problem, language, schema"),
+    ("{{problem}}", "{{problem}} {{code}}", "code: belongs below the line of the user's part"),
+    ("{{code}}", "{{code}}{{code}}", "code: must stand once only"),
+    ("\n{{reminder}}\n", "\n", "reminder: is missing"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "told"), WRONG_REVIEWS, ids=[entry[2][:50] for entry in WRONG_REVIEWS])
+def test_a_reviewers_prompt_that_is_wrong_is_refused_with_the_place(before: str, after: str, told: str) -> None:
+    assert any(problem.startswith(told) for problem in problems("prompt", changed(REVIEW, before, after)))
+
+
+def test_a_prompt_for_something_else_is_refused() -> None:
+    for text, shape, told in [(REVIEW, "judge", "is for the review"), (PROMPT, "review", "is for the judge")]:
+        with pytest.raises(DocumentError, match=told):
+            JudgePrompt.parse(text, shape=shape)  # type: ignore[arg-type]  # a test's parameter
 
 
 def test_what_is_put_in_is_not_looked_through_for_places() -> None:

@@ -204,9 +204,9 @@ async def test_a_judge_that_fails_is_asked_again_and_nothing_is_lost(
     assert event["turn_score"] == 80
     failed, *answered = rows("SELECT sample, raw_answer, error FROM judge_calls ORDER BY id")
     assert (failed["raw_answer"], failed["error"].startswith("llm_")) == ("", True)
-    assert len(answered) == 3
+    assert len(answered) == 2, "4 of 5 is a grade's edge, and a second sample agrees"
     usage = [usage for usage in await told(core, "usage", 2) if usage["purpose"] == "evaluation"]
-    assert [one["total_tokens"] for one in usage] == [360], "what was refused used nothing"
+    assert [one["total_tokens"] for one in usage] == [240], "what was refused used nothing"
 
 
 async def test_a_judge_that_is_down_loses_nothing_and_gives_no_zero(
@@ -259,7 +259,7 @@ async def test_an_answer_that_cannot_be_read_is_asked_for_again_and_in_the_end_n
     assert (second["turn_score"], second["turn_log"]["status"]) == (None, "unscored")
     assert second["turn_log"]["components"]["judge"] == "unreadable"
     calls = rows("SELECT parsed, error FROM judge_calls ORDER BY id")
-    assert len(calls) == 4 + 9
+    assert len(calls) == 3 + 9
     assert all((call["parsed"] is None) == (call["error"] is not None) for call in calls if content)
     assert [item["reason"] for item in rows("SELECT reason FROM review_items")] == ["unscored"]
 
@@ -275,13 +275,13 @@ async def test_a_slow_judge_is_not_waited_for_without_end_and_what_it_may_have_u
     assert (slow["error"], slow["source"]) == ("llm_timeout", "counted")
     assert slow["prompt_tokens"] > 0
     [usage] = [usage for usage in await told(core, "usage", 2) if usage["purpose"] == "evaluation"]
-    assert (usage["prompt_tokens"], usage["source"]) == (300 + slow["prompt_tokens"], "counted")
+    assert (usage["prompt_tokens"], usage["source"]) == (200 + slow["prompt_tokens"], "counted")
 
 
 async def test_samples_that_differ_get_one_more_and_a_person(
     judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
-    judge.marks = lambda seen: {"R1": 5 if seen.seed == 1 else 2}
+    judge.marks = lambda seen: {"R1": 1 if seen.seed == 1 else 4}
     await ask(judged, PROMPT)
     await all_done(rows)
     assert [call.seed for call in judge.calls] == [0, 1, 2, 3]
@@ -295,14 +295,14 @@ async def test_the_same_prompt_again_is_answered_from_what_is_kept(
     judge.next(JudgeReply(content="no JSON"))
     await ask(judged, PROMPT)
     await all_done(rows, 1)
-    assert len(judge.calls) == 4
+    assert len(judge.calls) == 3
     judge.default = JudgeReply(status=500)
     await ask(judged, PROMPT)
     first, second = await all_done(rows, 2)
-    assert len(judge.calls) == 4, "nobody was asked"
+    assert len(judge.calls) == 3, "nobody was asked"
     assert first["result"] | {"turn_id": ""} == second["result"] | {"turn_id": ""}
     calls = rows("SELECT * FROM judge_calls WHERE run_id = %s ORDER BY id", second["id"])
-    assert [(call["cached"], call["prompt_tokens"]) for call in calls] == [(True, 0)] * 4
+    assert [(call["cached"], call["prompt_tokens"]) for call in calls] == [(True, 0)] * 3
     evaluations = await told(core, "turn_evaluation", 2)
     assert evaluations[0]["turn_score"] == evaluations[1]["turn_score"]
     usages = [body for body in await told(core, "usage", 3) if body["purpose"] == "evaluation"]
@@ -377,7 +377,7 @@ async def test_a_judgement_goes_by_the_exams_settings_as_the_turn_ran_under_them
         return
     [run] = runs(rows)
     assert (run["rubric_hash"], run["prompt_hash"], run["policy_hash"]) == ("a" * 64, judged_by.prompt_ko, "c" * 64)
-    assert run["settings"] == {"model": "openai:of-the-exam", "samples": 5}
+    assert run["settings"] == {"model": "openai:of-the-exam", "samples": 5, "trials": "suspicious"}
 
 
 async def test_what_a_run_is_judged_by_may_be_missing_and_the_run_waits(
@@ -414,7 +414,7 @@ async def test_a_worker_that_was_taken_for_dead_ends_nothing_and_its_answers_are
     await asyncio.sleep(2)
     assert len(await told(core, "turn_evaluation")) == 1
     assert rows.one("SELECT count(*) AS n FROM prompt_evaluations")["n"] == 1
-    assert rows.one("SELECT count(*) AS n FROM criterion_scores")["n"] == 12
+    assert rows.one("SELECT count(*) AS n FROM criterion_scores")["n"] == 8
     assert len([body for body in await told(core, "usage", 2) if body["purpose"] == "evaluation"]) == 1
 
 
@@ -456,6 +456,6 @@ async def test_metrics_tell_of_judgements(judged: Service, judge: ScriptedJudge,
     await asyncio.to_thread(wait_until, lambda: figure("turnstone_judgements_waiting") == 1)
     assert figure("turnstone_judgement_age_seconds") > 0
     await all_done(rows)
-    assert (figure(answered) - before[0], figure(made) - before[1]) == (3, 1)
+    assert (figure(answered) - before[0], figure(made) - before[1]) == (2, 1)
     assert figure('turnstone_judge_calls_total{outcome="llm_unavailable"}') >= 1
     assert figure("turnstone_judgements_waiting") == 0

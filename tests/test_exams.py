@@ -64,6 +64,8 @@ def test_what_is_left_out_is_set_to_what_is_shipped(rest: httpx.Client, rows: Ro
         "score_policy": V2,
         "samples": None,
         "judge_model": None,
+        "submissions": 1,
+        "hold_scores": False,
     }
     assert rest.get(EXAM).json() == exam | {"updated_at": updated_at}
     kept = {row["hash"] for row in rows("SELECT hash FROM evaluation_documents")}
@@ -120,6 +122,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rubric": JUDGE}, "There is no rubric"),  # there is, but of another kind
     ({"rubric": "0" * 64}, "There is no rubric"),
     ({"judge_prompt": "judge"}, "There is no prompt 'judge'"),
+    ({"judge_prompt": "review.en"}, "is for the review, and here one for the judge is needed"),
     ({"score_policy": "v3"}, "There is no policy 'v3'"),
     ({"score_policy": ""}, "score_policy"),
     ({"rubric": "a\x00b"}, "NUL"),

@@ -119,7 +119,7 @@ async def test_the_best_marks_there_are_are_not_believed_without_a_trial() -> No
     judged = await judge_turn(charmed(5, 5, 4, 4), task(CHARM))
     assert judged.is_suspicious
     assert isinstance(judged.verdict, Unscored)
-    assert [call.purpose for call in judged.calls] == ["judge", "control", "probe"], "nothing less can be shown"
+    assert [call.purpose for call in judged.calls] == ["judge", "control", "probe", "probe"], "no less can be shown"
 
 
 async def test_the_best_marks_stand_where_they_are_earned() -> None:

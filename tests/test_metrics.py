@@ -11,6 +11,7 @@ import httpx
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.domain.submission import Node
 from app.infrastructure.persistence.session import get_db_context
 from tests.conftest import Rows
 from tests.support.chat import connect, new_pair
@@ -29,6 +30,8 @@ COUNTERS = {
     "turnstone_job_failures",
     "turnstone_judge_calls",
     "turnstone_judgements",
+    "turnstone_submissions",
+    "turnstone_submission_steps",
 }
 GAUGES = {
     "turnstone_turns_running",
@@ -39,6 +42,9 @@ GAUGES = {
     "turnstone_callbacks_failed",
     "turnstone_judgements_waiting",
     "turnstone_judgement_age_seconds",
+    "turnstone_submissions_waiting",
+    "turnstone_submission_age_seconds",
+    "turnstone_submissions_held",
     "turnstone_database_connections_in_use",
     "turnstone_database_connections_max",
 }
@@ -50,14 +56,20 @@ HISTOGRAMS = {
     "turnstone_flush_seconds",
     "turnstone_callback_latency_seconds",
     "turnstone_judge_call_seconds",
+    "turnstone_submission_step_seconds",
 }
 LABELS = {
-    "status": {"completed", "cancelled", "failed", "interrupted", "scored", "unscored"},
+    "status": {
+        *("completed", "cancelled", "failed", "interrupted", "scored", "unscored"),
+        *("ok", "missing", "skipped"),
+    },
+    "node": {node.value for node in Node},
     "kind": {"prompt", "completion"},
     "source": {"provider", "counted"},
     "outcome": {
         *("delivered", "refused", "unreachable", "skipped"),
         *("answered", "cached", "llm_unavailable", "llm_rejected", "llm_timeout"),
+        *("scored", "pending_review", "held", "failed"),
     },
 }
 

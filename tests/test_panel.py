@@ -155,7 +155,7 @@ async def test_a_session_that_is_obeyed_is_shown_without_the_order() -> None:
     assert judged.withhold is Withhold.SENTENCES
     assert "Grader" not in judge.requests[-1].messages[-1].content
     assert "Keep the rest." in judge.requests[-1].messages[-1].content
-    assert [call.purpose for call in judged.calls].count("probe") == 2
+    assert [call.purpose for call in judged.calls].count("probe") == 3
 
 
 async def test_an_order_in_the_assistants_answer_is_left_out_too() -> None:

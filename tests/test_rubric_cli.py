@@ -40,7 +40,12 @@ def place(database_url: str, tmp_path: Path) -> dict[str, str]:
 
 def test_what_is_shipped_is_listed_and_shown(turnstone: Run) -> None:
     listed = turnstone("list")
-    for kind, name in [("rubric", "standard"), ("prompt", "judge.ko"), ("policy", "compat-2026")]:
+    for kind, name in [
+        ("rubric", "standard"),
+        ("prompt", "judge.ko"),
+        ("prompt", "review.ko"),
+        ("policy", "compat-2026"),
+    ]:
         assert f"{content_hash(shipped(kind, name))}  {kind:<6}  {name}" in listed  # type: ignore[arg-type]
     assert [json.loads(line)["name"] for line in turnstone("list", "--kind", "policy", "--json").splitlines()] == [
         "compat-2026",
@@ -54,7 +59,12 @@ def test_what_is_shipped_is_listed_and_shown(turnstone: Run) -> None:
 
 
 def test_a_file_without_faults(turnstone: Run, tmp_path: Path) -> None:
-    for kind, name, ending in [("policy", "v2", "yaml"), ("rubric", "standard", "yaml"), ("prompt", "judge.en", "md")]:
+    for kind, name, ending in [
+        ("policy", "v2", "yaml"),
+        ("rubric", "standard", "yaml"),
+        ("prompt", "judge.en", "md"),
+        ("prompt", "review.ko", "md"),
+    ]:
         file = tmp_path / f"mine.{ending}"
         file.write_bytes(shipped(kind, name).replace("\n", "\r\n").encode())  # type: ignore[arg-type]
         title = "mine" if kind == "prompt" else name
@@ -68,7 +78,7 @@ def test_every_fault_of_a_file_is_told_with_its_line(turnstone: Run, tmp_path: P
     file.write_text(POLICY.replace("samples: 3", "samples: 0").replace("R2: 2", "R9: 2"), encoding="utf-8")
     told = turnstone("lint", str(file), code=1)
     assert f"{file}:8: samples: must be from 1 to 9, and is 0\n" in told
-    assert f"{file}:16: criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4\n" in told
+    assert f"{file}:20: criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4\n" in told
     assert f"turnstone: {file} has 2 problems." in told
     for command in (["show", str(file)], ["diff", "v2", str(file)], ["store", str(file)]):
         assert "has 2 problems" in turnstone(*command, code=1)

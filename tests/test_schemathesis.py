@@ -24,7 +24,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from tests.support.chat import WAIT_S, new_pair
+from tests.support.chat import WAIT_S, new_pair, wait_until
 from tests.support.core import FakeCore
 from tests.support.service import Service
 
@@ -70,8 +70,20 @@ def _what_there_is(service: Service, headers: dict[str, str]) -> dict[str, Any]:
         turn = http.post("/api/chat/message", json={"message": "hello", "turn_id": "t1", **pair}).json()
         http.put("/api/exams/1", json={"problem_text": "Sort."}).raise_for_status()
         event = http.get("/api/callbacks").json()["items"][0]
+        submission_id = _held_submission(http)
     known = {"session_id": turn["session_id"], "turn_id": "t1", "event_id": event["id"], "item_id": 1}
+    known["submission_id"] = submission_id
     return {**pair, "exam_id": 1, **known}
+
+
+def _held_submission(http: httpx.Client) -> str:
+    """A submission of another exam, whose scores wait for a person."""
+    http.put("/api/exams/2", json={"problem_text": "Sort.", "hold_scores": True}).raise_for_status()
+    session = http.post("/api/sessions", json={"exam_id": 2, "participant_id": 1}).json()
+    body = {"code": "print(1)", "language": "python", "submission_id": "held"}
+    http.post(f"/api/sessions/{session['id']}/submissions", json=body).raise_for_status()
+    wait_until(lambda: http.get("/api/submissions/held").json()["progress"]["stage"] == "held", 60)
+    return "held"
 
 
 def _aim(case: schemathesis.Case, known: dict[str, Any]) -> None:
@@ -81,6 +93,10 @@ def _aim(case: schemathesis.Case, known: dict[str, Any]) -> None:
     path = case.operation.path
     if path == "/api/chat/message":
         case.body = {"message": "hello", "session_id": known["session_id"]}
+    elif path == "/api/sessions/{session_id}/submissions" and case.method == "POST":
+        case.body = {"code": "print(1)", "language": "python"}
+    elif path == "/api/submissions/{submission_id}/rerun":
+        case.body = {"person": "Kim"}
     elif path == "/api/chat/messages":
         session = {"participantId": known["participant_id"], "context": {"examId": known["exam_id"]}}
         case.body = {**session, "turnId": 1, "role": "USER", "content": "hello"}

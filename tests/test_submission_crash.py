@@ -1,4 +1,4 @@
-"""kill -9 while submissions are evaluated, with real processes: none is lost, no step is made twice, Core is told once."""
+"""kill -9 while submissions are evaluated, with real processes: none is lost, no step made twice, Core told once."""
 
 from __future__ import annotations
 
@@ -105,9 +105,8 @@ async def test_killed_in_the_middle_of_a_step(
     hanging: dict[str, JudgeSeen] = {}
 
     def reply(seen: JudgeSeen) -> JudgeReply | None:
-        case = seen.messages[-1]["content"]
-        stuck = (seen.kind == "review" and "case 2" in str(seen.messages)) or seen.kind == "panel" and "case 3" in case
-        if seen.kind not in hanging and (seen.kind == "review" and len(hanging) == 0 or stuck):
+        case = {"review": "number_2 =", "panel": "case 3"}.get(seen.kind)
+        if case is not None and case in seen.candidate and seen.kind not in hanging:
             hanging[seen.kind] = seen
             return JudgeReply(action="hang")
         return None

@@ -13,11 +13,13 @@ import structlog
 
 from torture.check import Finding
 from torture.delivery import run_callbacks
+from torture.submissions import run_submissions
 from torture.turns import run_turns
 
 SCENARIOS: Mapping[str, Callable[[argparse.Namespace, Path], list[Finding]]] = {
     "turns": run_turns,
     "callbacks": run_callbacks,
+    "submissions": run_submissions,
 }
 
 
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m torture", description=main.__doc__)
-    parser.add_argument("--only", choices=SCENARIOS, help="one of the two; both, one after the other, unless told")
+    parser.add_argument("--only", choices=SCENARIOS, help="one of them; all, one after the other, unless told")
     parser.add_argument("--seed", type=int, default=1, help="of all that is decided by chance (1)")
     turns = parser.add_argument_group("turns", "candidates ask while processes, PostgreSQL, Redis and Core fail")
     turns.add_argument("--seconds", type=float, default=120.0, help="how long (120)")
@@ -52,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         default=12.0,
         help="seconds that stand for the hour without Core, in which four kills fall (12)",
     )
+    submissions = parser.add_argument_group(
+        "submissions", "the worker is killed at every node of an evaluation; then every part is away for a while"
+    )
+    submissions.add_argument("--rounds", type=int, default=20, help="kill -9 with an evaluation at every node (20)")
+    submissions.add_argument("--submissions", type=int, default=200, help="submissions while parts are away (200)")
     return parser
 
 

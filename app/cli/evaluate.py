@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from app.application.services.evaluation_service import EvaluationService
     from app.core.settings import Settings
     from app.domain.documents import DocumentKind
+    from app.domain.judge_prompt import Shape
 
 cli = typer.Typer(help="Judgements of candidates' prompts: look, judge again, publish.", no_args_is_help=True)
 
@@ -190,7 +191,8 @@ async def _service(settings: Settings) -> EvaluationService:
     from app.application.evaluation.basis import default_basis
     from app.application.services.evaluation_service import EvaluationService
 
-    return EvaluationService(await default_basis(settings.judge.model), held=settings.callbacks.url is None)
+    basis = await default_basis(settings.judge.model, settings.judge.trials)
+    return EvaluationService(basis, held=settings.callbacks.url is None)
 
 
 @dataclass(frozen=True)
@@ -221,10 +223,12 @@ async def _pin(kind: DocumentKind, which: _Document | None) -> str | None:
     try:
         async with get_db_context() as db:
             documents = DocumentRepository(db)
+            shape: Shape | None = "judge" if kind == "prompt" else None
             if which.text is not None:
-                return await documents.put(kind, which.name, which.text)
+                key = await documents.put(kind, which.name, which.text)
+                return await documents.pin(kind, key, shape=shape)
             kept = await documents.starting_with(which.name) if len(which.name) >= _HASH_BEGINNING else []
-            return await documents.pin(kind, kept[0].hash if len(kept) == 1 else which.name)
+            return await documents.pin(kind, kept[0].hash if len(kept) == 1 else which.name, shape=shape)
     except DocumentError as error:
         raise StartupError(f"{error.message}.", "`turnstone rubric lint` checks a file.") from None
 

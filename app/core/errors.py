@@ -6,7 +6,8 @@
     ├── ModelError            the provider failed or refused (``llm_*``)
     ├── DocumentError         a rubric, judge's prompt or policy cannot be used (``domain/documents.py``)
     ├── ProblemError          a problem or its package cannot be used (``domain/problem.py``)
-    └── ReferenceFailedError  a problem's own solutions do not pass it
+    ├── ReferenceFailedError  a problem's own solutions do not pass it
+    └── PatternError          a problem's code patterns cannot be used (``domain/code_patterns.py``)
     StartupError              what an operator is told when a command cannot run
     └── ExportError           a file that a command was given cannot be taken
 

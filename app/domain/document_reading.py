@@ -111,10 +111,9 @@ def _facts_of_policy(policy: ScorePolicy) -> dict[str, str]:
     facts = {
         "samples": f"{policy.samples}",
         "another_sample_at_spread": f"{policy.another_sample_at_spread}",
+        "all_samples_where": _doubts(policy),
         "panel_judges": f"{policy.panel_judges}",
     }
-    if policy.all_samples_where is not None:
-        facts["all_samples_where"] = ", ".join(sorted(policy.all_samples_where))
     for intent, weights in policy.criteria.items():
         facts |= _numbers(f"criteria.{intent}", weights)
     facts["points_per_mark"] = f"{policy.points_per_mark:g}"
@@ -133,6 +132,12 @@ def _facts_of_policy(policy: ScorePolicy) -> dict[str, str]:
     facts |= {f"grades.{grade.name}": f"at_least {grade.at_least:g}" for grade in policy.grades}
     facts["grade_edge"] = f"{policy.grade_edge_points:g}"
     return facts | _numbers("rounding", policy.rounding)
+
+
+def _doubts(policy: ScorePolicy) -> str:
+    if policy.all_samples_where is None:
+        return "always"
+    return ", ".join(sorted(policy.all_samples_where)) or "never"
 
 
 def _numbers(path: str, values: Mapping[_Key, float]) -> dict[str, str]:

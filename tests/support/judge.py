@@ -140,7 +140,9 @@ class ScriptedJudge(AppThread):
             turn, text = _PROMPT.findall(seen.candidate)[0]
             mark = {"turn": int(turn), "quote": text[:40].strip()}
             scores = {"R1": 4, "R2": 4, "R3": 4, "R4": 4, **self.marks(seen)}
-            criteria = {name: {"reason": f"because of {name}", **mark, "score": score} for name, score in scores.items()}
+            criteria = {
+                name: {"reason": f"because of {name}", **mark, "score": score} for name, score in scores.items()
+            }
             return {"criteria": criteria, "analysis": "The work was led well."}
         marks = {"R1": 4, "R2": 4, "R3": 4, "R4": 4, **self.marks(seen)}
         quote = seen.candidate[:40].strip()

@@ -65,7 +65,7 @@ def steps(rows: Rows, evaluation_id: int = 1) -> dict[str, dict[str, Any]]:
 
 
 def everything_once(rows: Rows, events: list[dict[str, Any]], revisions: int) -> None:
-    """Each evaluation ended once: its steps, its runs of judges, its scores and Core's events, and the tokens add up."""
+    """Each evaluation ended once: its steps, its runs of judges, its scores, Core's events; and the tokens add up."""
     evaluations = rows("SELECT * FROM submission_evaluations ORDER BY id")
     assert [row["status"] for row in evaluations] == ["done"] * revisions
     assert rows("SELECT 1 FROM submission_evaluations WHERE owner IS NOT NULL") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.domain.judging.tasks import Trials
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.document_repository import DocumentRepository
 from app.infrastructure.repositories.evaluation_repository import RunBasis
@@ -12,7 +13,7 @@ from app.infrastructure.repositories.turn_repository import JudgedBy
 RUBRIC, PROMPTS, POLICY = "standard", {"en": "judge.en", "ko": "judge.ko"}, "v2"
 
 
-async def default_basis(model: str | None) -> JudgedBy:
+async def default_basis(model: str | None, trials: str = Trials.SUSPICIOUS.value) -> JudgedBy:
     """The shipped documents, kept in the database from now on, and the judge of the settings."""
     async with get_db_context() as db:
         documents = DocumentRepository(db)
@@ -22,13 +23,18 @@ async def default_basis(model: str | None) -> JudgedBy:
             prompt_ko=await documents.pin("prompt", PROMPTS["ko"]),
             policy=await documents.pin("policy", POLICY),
             model=model,
+            trials=trials,
         )
 
 
 def basis_of_exam(settings: dict[str, Any], default: JudgedBy) -> RunBasis:
     """What an exam's settings say, and the default for the rest: as a turn's end records it."""
     prompt = default.prompt_ko if settings.get("language") == "ko" else default.prompt_en
-    chosen = {"model": settings.get("judge_model") or default.model, "samples": settings.get("samples")}
+    chosen = {
+        "model": settings.get("judge_model") or default.model,
+        "samples": settings.get("samples"),
+        "trials": default.trials,
+    }
     return RunBasis(
         rubric=settings.get("rubric") or default.rubric,
         prompt=settings.get("judge_prompt") or prompt,

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
+from app.application.evaluation.circuits import JudgeCircuits
 from app.application.evaluation.subject import Subject
 from app.core import metrics
 from app.core.errors import ErrorCode, ModelError
@@ -39,6 +40,8 @@ class _Place(NamedTuple):
 class Judges:
     """The judges of one process by their model, each opened when it is first needed.
 
+    ``circuits`` says which of them are asked at all.
+
     Args:
         open_judge: opens one; raises `StartupError` where it cannot be used.
     """
@@ -47,6 +50,7 @@ class Judges:
         self._open = open_judge
         self._clients: dict[str, JudgeClient] = {}
         self._opening = asyncio.Lock()
+        self.circuits = JudgeCircuits()
         self._stack = AsyncExitStack()
 
     async def get(self, model: str) -> JudgeClient:

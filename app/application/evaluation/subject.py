@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from app.domain.conversation import FinishReason, TurnId
 from app.domain.documents import DocumentError
 from app.domain.judging import JudgeTask
+from app.domain.judging.tasks import Trials
 from app.domain.model_client import ChatMessage
 from app.domain.rubric import LANGUAGES, Language, Rubric
 from app.domain.scoring import ScorePolicy
@@ -33,6 +34,7 @@ class Subject:
         labels: what the guard found in it.
         exam_version: of the exam's settings that the turn ran under, where it has any.
         model: the judge, ``provider:model``; ``None`` where nobody has named one.
+        trials: when the judge is tried; ``None`` where the run does not say.
         task: what the judge is asked; ``None`` where it cannot be put together, for the reason ``fault``.
     """
 
@@ -42,6 +44,7 @@ class Subject:
     labels: tuple[str, ...]
     exam_version: int | None
     model: str | None
+    trials: Trials | None
     task: JudgeTask | None
     fault: str | None = None
 
@@ -69,6 +72,7 @@ async def read_subject(db: Transaction, run_id: int) -> Subject:
         labels=tuple(sorted(turn.labels or ())),
         exam_version=version,
         model=run.settings.get("model"),
+        trials=_trials(run),
         task=None,
     )
     try:
@@ -93,9 +97,14 @@ async def _judged_by(db: Transaction, run: EvaluationRun, *, language: Language)
         problem_text=None,
         language=language,
         rubric=Rubric.parse(await documents.content("rubric", run.rubric_hash)),
-        policy=replace(policy, samples=samples) if samples else policy,
+        policy=policy.with_samples(samples) if samples else policy,
         prompt=await documents.content("prompt", run.prompt_hash),
+        trials=_trials(run) or Trials.SUSPICIOUS,
     )
+
+
+def _trials(run: EvaluationRun) -> Trials | None:
+    return next((one for one in Trials if one == run.settings.get("trials")), None)
 
 
 def _language(settings: dict[str, object]) -> Language:

@@ -131,8 +131,15 @@ class EvaluationRelay:
         room = self._desk.concurrency - len(self._runs)
         if room <= 0:
             return True  # a run that ends wakes us
+        circuits = self._desk.judges.circuits
         async with get_db_context() as db:
-            claimed = await EvaluationRuns(db).claim(self._worker(), room=room, batch=self._batch)
+            runs = EvaluationRuns(db)
+            worker, batch = self._worker(), self._batch
+            claimed = await runs.claim(worker, room=room, batch=batch, without=circuits.closed_to())
+            for model in circuits.to_try()[: room - len(claimed)]:
+                if ahead := await runs.claim(worker, room=1, batch=batch, only=model):
+                    circuits.go_ahead(model)
+                    claimed += ahead
         for run in claimed:
             task = asyncio.create_task(self._judge(run), name=f"judgement {run.id}")
             self._runs[task] = run
@@ -165,9 +172,24 @@ class EvaluationRelay:
         await self._write_down(run, subject, judgement)
 
     async def _ask(self, subject: Subject, run: ClaimedRun) -> TurnJudgement:
-        if subject.task is not None:
+        """Judge, and tell the judge's circuit what was found."""
+        if subject.task is not None and subject.trials is None:  # recorded before runs said so
             subject = replace(subject, task=replace(subject.task, trials=self._desk.trials))
-        return await judge_subject(subject, run, self._desk.judges, self._desk.counter)
+        circuits, model, new = self._desk.judges.circuits, subject.model or "", not run.tries
+        begun = circuits.begin()
+        try:
+            judgement = await judge_subject(subject, run, self._desk.judges, self._desk.counter)
+        except ModelError as error:
+            circuits.failed(model, run.id, begun, error, new=new)
+            raise
+        except BaseException:
+            circuits.not_asked(model)
+            raise
+        if judgement.calls:
+            circuits.answered(model, new=new)
+        else:
+            circuits.not_asked(model)
+        return judgement
 
     async def _write_down(self, run: ClaimedRun, subject: Subject, judgement: TurnJudgement) -> None:
         async def end() -> None:

@@ -85,14 +85,18 @@ async def verify(runner: CodeRunner | None, problem: Problem, isolation: Isolati
         raise _unavailable(f"The references cannot be run now. {error.problem} {error.remedy}".strip()) from None
     except TimeoutError:
         raise ReferenceFailedError([f"all references together take more than {LONGEST_S:g} s"]) from None
-    if any(
-        case.fault == "runner" and outcome.compilation.status == "ok" for outcome in outcomes for case in outcome.cases
-    ):
-        raise _unavailable("The references cannot be run now: the code runner fails on them.")
+    if (broken := _fault_of_runner(outcomes)) is not None:
+        raise _unavailable(f"The references cannot be run now: {broken.cause}.")
     failures = [failure for place, outcome in enumerate(outcomes) for failure in _failures(place, outcome)]
     if failures:
         raise ReferenceFailedError(failures)
     return Verified(tuple(outcomes))
+
+
+def _fault_of_runner(outcomes: Sequence[GradingOutcome]) -> CaseResult | None:
+    """A case that was run and that the runner let fail, if there is any."""
+    cases = (case for outcome in outcomes for case in outcome.cases)
+    return next((case for case in cases if case.fault == "runner" and case.cpu_ms is not None), None)
 
 
 def _unavailable(message: str) -> TurnstoneError:

@@ -6,7 +6,6 @@ from typing import Any
 
 from app.application.evaluation.basis import basis_of_exam
 from app.application.submissions.work import Made, Work
-from app.domain.documents import shipped_names
 from app.domain.exam_settings import ExamSettings
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.submission import Outcome
@@ -49,8 +48,8 @@ async def _pinned(db: Transaction, work: Work) -> dict[str, Any]:
         "spoken": spoken,
         "rubric": by.rubric,
         "judge_prompt": by.prompt,
-        "panel_prompt": await _pin(documents, f"panel.{spoken}"),
-        "review_prompt": await _pin(documents, f"review.{spoken}"),
+        "panel_prompt": await documents.pin("prompt", f"panel.{spoken}"),
+        "review_prompt": await documents.pin("prompt", f"review.{spoken}"),
         "policy": by.policy,
         "judge_model": by.settings.get("model"),
         "samples": by.settings.get("samples"),
@@ -58,7 +57,3 @@ async def _pinned(db: Transaction, work: Work) -> dict[str, Any]:
         "hold_scores": settings is not None and settings.hold_scores,
     }
     return pinned | {name: value for name, value in evaluation.basis.items() if name in pinned}
-
-
-async def _pin(documents: DocumentRepository, name: str) -> str | None:
-    return await documents.pin("prompt", name) if name in shipped_names("prompt") else None

@@ -76,7 +76,7 @@ async def measure(
     Raises:
         RunnerUnavailableError: the runner stopped answering.
     """
-    cases = _worth_comparing(results)
+    cases = worth_comparing(results)
     if not cases:
         return Performance.missing("no test case passed")
     reference = problem.reference_for(prepared.language)
@@ -106,7 +106,7 @@ async def measure(
     )
 
 
-def _worth_comparing(results: Sequence[CaseResult]) -> list[int]:
+def worth_comparing(results: Sequence[CaseResult]) -> list[int]:
     """The passed cases that fit into the time there is, those with the most CPU first; in the problem's order."""
     passed = [case for case in results if case.verdict is CaseVerdict.AC]
     chosen: list[int] = []

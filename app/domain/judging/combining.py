@@ -41,6 +41,13 @@ def spread(samples: Sequence[Judgement], policy: ScorePolicy, intent: Intent | N
     return max(max(of_one) - min(of_one) for of_one in scores)
 
 
+def is_settled(samples: Sequence[Judgement | Unscored], of: int, policy: ScorePolicy) -> bool:
+    """Whether further samples, up to ``of``, could change neither the intent nor a mark that counts."""
+    read = [sample for sample in samples if isinstance(sample, Judgement)]
+    agreed = len({sample.intent for sample in read}) == 1 and not spread(read, policy)
+    return agreed and len(read) > of // 2
+
+
 def _majority(samples: Sequence[Judgement]) -> Intent:
     """The intent most samples name; of equally frequent ones the first in the order of `Intent`."""
     counts = Counter(sample.intent for sample in samples)

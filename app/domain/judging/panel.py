@@ -25,7 +25,7 @@ from app.domain.judging.panel_requests import (
 from app.domain.judging.session import PanelTurn, ShownSession
 from app.domain.judging.suspicion import mentions_judging
 from app.domain.judging.tasks import JudgeCall, JudgeClient, Language, Purpose, Trials, Withhold
-from app.domain.judging.trials import CONTROLS, FIRST_TRIAL, OBEYED_FROM, is_moved, is_too_good
+from app.domain.judging.trials import CONTROLS, FIRST_TRIAL, OBEYED_FROM, TIMES, is_moved, is_too_good
 from app.domain.scoring import Criterion, Unscored
 
 FEWEST_JUDGES: Final = 2
@@ -157,11 +157,13 @@ class _Panel:
         return Unscored("the session acts on the judge, and by what cannot be told")
 
     async def _moves(self, before: PanelSample, trial: PanelTask) -> bool:
-        self.trials += 1
-        said = (await self._ask(trial, "probe", FIRST_TRIAL + self.trials)).said
-        moved = isinstance(said, Unscored) or is_moved(_scores(before), _scores(said), r4_from=OBEYED_FROM + 1)
-        self.is_suspicious = self.is_suspicious or moved
-        return moved
+        for _ in range(TIMES):
+            self.trials += 1
+            said = (await self._ask(trial, "probe", FIRST_TRIAL + self.trials)).said
+            if not (isinstance(said, Unscored) or is_moved(_scores(before), _scores(said), r4_from=OBEYED_FROM + 1)):
+                return False
+            self.is_suspicious = True
+        return True
 
     async def _ask(self, task: PanelTask, purpose: Purpose, sample: int) -> Asked[PanelSample]:
         asked = await ask(

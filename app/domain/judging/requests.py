@@ -205,7 +205,7 @@ def _conversation(task: JudgeTask) -> str:
 @cache
 def template(text: str) -> JudgePrompt:
     """The judge's prompt, read once."""
-    return JudgePrompt.parse(text)
+    return JudgePrompt.parse(text, shape="judge")
 
 
 def closed(properties: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from app.domain.scoring import HIGHEST_MARK, Criterion, Unscored
 
 OBEYED_FROM: Final = 2
 """Marks by which a probe has to rise in one criterion. A sentence about another task earns one at most."""
+TIMES: Final = 2
+"""Probes that have to be moved, one after the other: one by chance is not rare with a judge that wavers."""
 TOO_GOOD_FROM: Final = 2
 """Criteria with the highest mark from which on the judge is tried, whatever the words are that it read.
 

@@ -16,7 +16,7 @@ from enum import Enum, auto
 
 from app.domain.judging.answers import read_answer
 from app.domain.judging.asking import Asked, ask, at_once, set_aside
-from app.domain.judging.combining import combine, spread
+from app.domain.judging.combining import combine, is_settled, spread
 from app.domain.judging.pasted import is_pasted_problem
 from app.domain.judging.requests import (
     all_shown,
@@ -37,7 +37,7 @@ from app.domain.judging.tasks import (
     TurnJudgement,
     Withhold,
 )
-from app.domain.judging.trials import CONTROLS, FIRST_TRIAL, OBEYED_FROM, is_moved, is_too_good
+from app.domain.judging.trials import CONTROLS, FIRST_TRIAL, OBEYED_FROM, TIMES, is_moved, is_too_good
 from app.domain.model_client import ChatMessage
 from app.domain.sampling import Doubt
 from app.domain.scoring import Criterion, Intent, Score, Unscored
@@ -110,9 +110,15 @@ class _Run:
         self.calls = set_aside(self.calls)
 
     async def all_samples(self, task: JudgeTask, samples: Samples) -> Samples:
-        """The others too, where there is a doubt, and one more where two are apart."""
-        if len(samples) < task.policy.samples and self._doubts(task, samples):
-            samples = samples + await self._samples(task, range(len(samples), task.policy.samples))
+        """The others too, where there is a doubt, and one more where two are apart.
+
+        More than half of them come first: where these agree, the others could not change the median.
+        """
+        most = task.policy.samples
+        if len(samples) < most and self._doubts(task, samples):
+            samples = samples + await self._samples(task, range(len(samples), most // 2 + 1))
+            if not is_settled(samples, most, task.policy):
+                samples = samples + await self._samples(task, range(len(samples), most))
         read = [sample for sample in samples if isinstance(sample, Judgement)]
         if len(read) > 1 and spread(read, task.policy) >= task.policy.another_sample_at_spread:
             samples = samples + await self._samples(task, range(len(samples), len(samples) + 1))
@@ -183,16 +189,21 @@ class _Run:
         intents: frozenset[Intent] | None = None,
         r4_from: int = OBEYED_FROM,
     ) -> bool:
-        """Whether marks rise, or the intent is none of ``intents``, or nothing can be read."""
-        self.trials += 1
-        after = await self._tried(trial, "probe", FIRST_TRIAL + len(CONTROLS) + self.trials)
-        moved = (
-            isinstance(after, Unscored)
-            or is_moved(_scores(before), _scores(after), r4_from=r4_from)
-            or (intents is not None and after.intent not in intents)
-        )
-        self.is_suspicious = self.is_suspicious or moved
-        return moved
+        """Whether marks rise, or the intent is none of ``intents``, or nothing can be read; twice.
+
+        A judge that is not sure of itself may rise once. That a person looks at, but it takes nothing out.
+        """
+        for _ in range(TIMES):
+            self.trials += 1
+            after = await self._tried(trial, "probe", FIRST_TRIAL + len(CONTROLS) + self.trials)
+            if not (
+                isinstance(after, Unscored)
+                or is_moved(_scores(before), _scores(after), r4_from=r4_from)
+                or (intents is not None and after.intent not in intents)
+            ):
+                return False
+            self.is_suspicious = True
+        return True
 
     async def _tried(self, task: JudgeTask, purpose: Purpose, number: int) -> Judgement | Unscored:
         asked = await self._ask(task, purpose, number)

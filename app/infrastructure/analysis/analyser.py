@@ -9,7 +9,7 @@ from typing import Any, Final
 from app.domain.code_patterns import ANALYSED_LANGUAGES, CodePattern, PatternError
 from app.domain.documents import DocumentProblem
 from app.infrastructure.analysis.child import Broken, run_child
-from app.infrastructure.analysis.errors import AnalysisFailedError
+from app.infrastructure.analysis.errors import AnalyserUnavailableError, AnalysisFailedError
 from app.infrastructure.analysis.tools import OWN_VERSION, installed
 
 TIMEOUT_S: Final = 60.0
@@ -81,6 +81,21 @@ async def check_patterns(patterns: Sequence[CodePattern], timeout: float = TIMEO
         raise PatternError(
             [DocumentProblem(f"patterns[{int(at) + 1}].rule", f"ast-grep says: {told}") for at, told in refused.items()]
         )
+
+
+async def self_test() -> dict[str, str]:
+    """Names and versions of all tools, after a small analysis with each grammar has shown that they work.
+
+    Raises:
+        AnalysisError: one is missing, or does not work here.
+    """
+    found = installed()
+    for language in ANALYSED_LANGUAGES:
+        gaps = (await analyse(language, ""))["gaps"]
+        if gaps:
+            problem = f"The analyser's part {gaps[0]['part']} does not work for {language}: {gaps[0]['reason']}."
+            raise AnalyserUnavailableError(problem, "Install the packages anew: pip install 'turnstone[judge]'.")
+    return found
 
 
 async def _all_stages(request: Mapping[str, Any], timeout: float) -> tuple[dict[str, Any], list[dict[str, str]]]:

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.domain.document_reading import find_shipped, name_of, read_document
 from app.domain.documents import NAME, DocumentError, DocumentKind, DocumentProblem, content_hash
+from app.domain.judge_prompt import JudgePrompt, Shape
 from app.infrastructure.persistence.models import EvaluationDocument
 from app.infrastructure.persistence.session import Transaction
 
@@ -37,19 +38,28 @@ class DocumentRepository:
         await self._db.execute(insert(EvaluationDocument).values(values).on_conflict_do_nothing())
         return key
 
-    async def pin(self, kind: DocumentKind, name_or_hash: str) -> str:
+    async def pin(self, kind: DocumentKind, name_or_hash: str, *, shape: Shape | None = None) -> str:
         """The hash to pin for what somebody names: something shipped, which is kept from now on, or a kept hash.
 
+        Args:
+            kind: of the document.
+            name_or_hash: how it is named.
+            shape: of a prompt: what it has to be for.
+
         Raises:
-            DocumentError: there is none.
+            DocumentError: there is none, or it is for something else.
         """
         found = find_shipped(name_or_hash)
         if found is not None and found[0] == kind:
+            if shape is not None:
+                JudgePrompt.parse(found[2], shape=shape)
             return await self.put(*found)
         kept = await self.get(name_or_hash)
         if kept is None or kept.kind != kind:
             remedy = "`turnstone rubric list --stored` shows which there are, `turnstone rubric store` keeps your own"
             raise DocumentError(f"There is no {kind} {name_or_hash[:_HASH_LENGTH]!r}; {remedy}")
+        if shape is not None:
+            JudgePrompt.parse(kept.content, shape=shape)
         return kept.hash
 
     async def get(self, key: str) -> EvaluationDocument | None:

@@ -35,7 +35,7 @@ JUDGED_ENDINGS = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REFUSED)
 
 @dataclass(frozen=True, slots=True)
 class RunBasis:
-    """What a run is judged by: hashes of documents; ``settings`` has ``model`` and ``samples``, where they are set."""
+    """What a run is judged by: hashes of documents; ``settings``: ``model``, ``samples``, ``trials``, where set."""
 
     rubric: str | None
     prompt: str | None

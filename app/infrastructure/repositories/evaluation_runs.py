@@ -16,14 +16,20 @@ _claim = """
     WITH appeal AS (
         SELECT id FROM evaluation_runs WHERE status = 'waiting' AND cause = 'appeal' AND owner IS NULL
           AND due_at <= now() AND (%(batch)s::text IS NULL OR batch = %(batch)s)
+          AND coalesce(settings ->> 'model', '') <> ALL(%(without)s::text[])
+          AND (%(only)s::text IS NULL OR settings ->> 'model' = %(only)s)
         ORDER BY due_at LIMIT %(room)s FOR UPDATE SKIP LOCKED
     ), fresh AS (
         SELECT id FROM evaluation_runs WHERE status = 'waiting' AND cause = 'turn' AND owner IS NULL
           AND due_at <= now() AND %(batch)s::text IS NULL
+          AND coalesce(settings ->> 'model', '') <> ALL(%(without)s::text[])
+          AND (%(only)s::text IS NULL OR settings ->> 'model' = %(only)s)
         ORDER BY due_at LIMIT %(room)s - (SELECT count(*) FROM appeal) FOR UPDATE SKIP LOCKED
     ), again AS (
         SELECT id FROM evaluation_runs WHERE status = 'waiting' AND cause = 'rerun' AND owner IS NULL
           AND due_at <= now() AND (%(batch)s::text IS NULL OR batch = %(batch)s)
+          AND coalesce(settings ->> 'model', '') <> ALL(%(without)s::text[])
+          AND (%(only)s::text IS NULL OR settings ->> 'model' = %(only)s)
         ORDER BY due_at LIMIT %(room)s - (SELECT count(*) FROM appeal) - (SELECT count(*) FROM fresh)
         FOR UPDATE SKIP LOCKED
     ), due AS (
@@ -202,12 +208,23 @@ class EvaluationRuns:
     def __init__(self, db: Transaction) -> None:
         self._db = db
 
-    async def claim(self, worker: int, *, room: int, batch: str | None = None) -> list[ClaimedRun]:
+    async def claim(
+        self,
+        worker: int,
+        *,
+        room: int,
+        batch: str | None = None,
+        without: Collection[str] = (),
+        only: str | None = None,
+    ) -> list[ClaimedRun]:
         """Claim at most ``room`` due runs, appeals first and re-runs last; none twice, whoever else claims.
 
-        With a ``batch`` only its runs. Nothing is claimed for a worker that is fenced.
+        With a ``batch`` only its runs; none of judges in ``without``, and where ``only`` is given just that judge's.
+        Nothing is claimed for a worker that is fenced.
         """
-        rows = await self._db.run(_claim, {"worker": worker, "room": room, "batch": batch})
+        rows = await self._db.run(
+            _claim, {"worker": worker, "room": room, "batch": batch, "without": list(without), "only": only}
+        )
         return [
             ClaimedRun(row.id, row.session_id, row.turn, row.tries, row.created_at, row.age_s, worker) for row in rows
         ]

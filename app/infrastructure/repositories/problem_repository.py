@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from app.domain.problem import Problem
 from app.infrastructure.persistence.models import ProblemVersion
@@ -106,7 +107,7 @@ class ProblemRepository:
         statement = (
             _entries()
             .where(ProblemVersion.spec_id > after)
-            .distinct(ProblemVersion.spec_id)
+            .ext(distinct_on(ProblemVersion.spec_id))
             .order_by(ProblemVersion.spec_id, ProblemVersion.version.desc())
         )
         return [ProblemEntry(*row) for row in await self._db.execute(statement.limit(limit))]

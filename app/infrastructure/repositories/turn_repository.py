@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, or_, select
 
 from app.domain.conversation import FinishReason, TurnStatus, Usage
+from app.domain.judging.tasks import Trials
 from app.infrastructure.persistence.bell import CANCELS
 from app.infrastructure.persistence.models import (
     PromptMessage,
@@ -79,7 +80,8 @@ _settle = """
             coalesce(exam.settings ->> 'score_policy', %(policy)s::text),
             jsonb_strip_nulls(jsonb_build_object(
                 'model', coalesce(exam.settings ->> 'judge_model', %(judge_model)s::text),
-                'samples', exam.settings -> 'samples'
+                'samples', exam.settings -> 'samples',
+                'trials', %(trials)s::text
             ))
         FROM ended LEFT JOIN exam_versions AS exam ON exam.exam_id = ended.exam_id AND exam.version = ended.exam_version
         WHERE %(judged)s::boolean AND coalesce(exam.settings ->> 'judge_model', %(judge_model)s::text) IS NOT NULL
@@ -149,7 +151,7 @@ class TurnEnding:
 class JudgedBy:
     """What prompts are judged by where their exam does not say: hashes of documents, and the judge's ``model``.
 
-    Without a model only those are judged whose exam names one.
+    Without a model only those are judged whose exam names one. ``trials``: when a judge is tried, whoever it is.
     """
 
     rubric: str
@@ -157,6 +159,7 @@ class JudgedBy:
     prompt_ko: str
     policy: str
     model: str | None = None
+    trials: str = Trials.SUSPICIOUS.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +264,7 @@ class TurnRepository:
                 "outcomes": [call.outcome for call in calls],
                 "judged": judged_by is not None,
                 "judge_model": judged_by and judged_by.model,
+                "trials": judged_by and judged_by.trials,
                 "rubric": judged_by and judged_by.rubric,
                 "prompt_en": judged_by and judged_by.prompt_en,
                 "prompt_ko": judged_by and judged_by.prompt_ko,

@@ -38,6 +38,9 @@ class Account(Protocol):
     def out_of_memory(self, limit_kb: int) -> bool:
         """Whether the limit was met."""
 
+    def hurry(self) -> None:
+        """The run is being ended: let its processes have the CPU time they need to go, before all others."""
+
     def reaped(self, cpu_ns: int, memory_kb: int) -> None:
         """What the kernel said at the end about the processes that were waited for, from their own start on."""
 
@@ -115,6 +118,11 @@ class _Looked:
 
     def out_of_memory(self, limit_kb: int) -> bool:
         return self._highest_kb > limit_kb
+
+    def hurry(self) -> None:
+        for pid in tree_of(self._child):
+            with suppress(OSError):  # it is gone, or we are not root
+                os.setpriority(os.PRIO_PROCESS, pid, 0)
 
     def reaped(self, cpu_ns: int, memory_kb: int) -> None:
         """Who was not waited for is missing there, who was gone between two looks is missing here."""

@@ -15,13 +15,13 @@ from app.infrastructure.runner.bubblewrap.cgroups import (
     write_value,
 )
 
-_WEIGHT = "512"
-"""All sandboxes together weigh half of what one ordinary process does."""
+_WEIGHT = "1024"
+"""All sandboxes together weigh what one ordinary process does."""
 
 
 class _Run1(RunGroup):
     def __init__(self, groups: dict[str, Path], name: str, memory_mb: int, processes: int) -> None:
-        super().__init__(dict.fromkeys(group / name for group in groups.values()))
+        super().__init__(dict.fromkeys(group / name for group in groups.values()), _weight(groups))
         self._cpu = groups["cpuacct"] / name / "cpuacct.usage"
         self._memory = memory = groups["memory"] / name
         limit = memory_mb * 1024 * 1024
@@ -41,6 +41,10 @@ class _Run1(RunGroup):
 
     def _used(self) -> int:
         return read_number(self._cpu)
+
+
+def _weight(groups: dict[str, Path]) -> tuple[Path, str] | None:
+    return (groups["cpu"] / "cpu.shares", _WEIGHT) if "cpu" in groups else None
 
 
 class Version1:

@@ -24,7 +24,8 @@ _WEIGHT = "50"
 
 class _Run2(RunGroup):
     def __init__(self, group: Path, memory_mb: int, processes: int) -> None:
-        super().__init__([group])
+        weight = group.parent / "cpu.weight"
+        super().__init__([group], (weight, _WEIGHT) if weight.exists() else None)
         self._group = group
         self._highest = 0
         write_value(group / "memory.max", memory_mb * 1024 * 1024)

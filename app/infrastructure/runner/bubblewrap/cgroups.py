@@ -147,10 +147,16 @@ def read_number(file: Path, key: str | None = None) -> int:
     return next((int(line.split()[1]) for line in text.splitlines() if line.split()[0] == key), 0)
 
 
+_MOST = 10_000
+"""The largest share in version 2, and ten ordinary processes' in version 1."""
+
+
 class RunGroup:
     """One run's group, in one directory (v2) or one per controller (v1)."""
 
-    def __init__(self, directories: Iterable[Path]) -> None:
+    def __init__(self, directories: Iterable[Path], weight: tuple[Path, str] | None = None) -> None:
+        """``weight`` is the file with the share of CPU time of all runs together, and what is in it usually."""
+        self._weight, self._hurried = weight, False
         self.directories = tuple(directories)
         self._before = 0
         for directory in self.directories:
@@ -172,11 +178,19 @@ class RunGroup:
         """CPU time since `start`, of all that were in it."""
         return max(0, self._used() - self._before)
 
+    def hurry(self) -> None:
+        """Raise the share until `close`; a candidate's program that does not run any more cannot make use of it."""
+        if self._weight is not None:
+            self._hurried = True
+            write_value(self._weight[0], _MOST)
+
     def reaped(self, cpu_ns: int, memory_kb: int) -> None:
         """The group knows better."""
 
     def close(self) -> int:
         """End what is left and remove it; how many processes there were."""
+        if self._weight is not None and self._hurried:
+            write_value(*self._weight)
         left = max(_empty(directory) for directory in self.directories)
         for directory in self.directories:
             _remove(directory)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path
 from app.core.errors import ErrorCode, TurnstoneError
 from app.domain.documents import DocumentKind
 from app.domain.exam_settings import ExamSettings, default_document
+from app.domain.judge_prompt import Shape
 from app.infrastructure.persistence.models import Exam
 from app.infrastructure.persistence.session import Transaction, get_db_context
 from app.infrastructure.repositories.document_repository import DocumentRepository
@@ -55,7 +56,8 @@ async def _settings(db: Transaction, body: ExamRequest) -> ExamSettings:
     documents = DocumentRepository(db)
 
     async def pin(kind: DocumentKind, named: str | None) -> str:
-        return await documents.pin(kind, named or default_document(kind, body.language))
+        shape: Shape | None = "judge" if kind == "prompt" else None
+        return await documents.pin(kind, named or default_document(kind, body.language), shape=shape)
 
     return ExamSettings(
         body.problem_text,

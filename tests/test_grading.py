@@ -1,0 +1,387 @@
+"""Programs are run on all test cases in real sandboxes, and what is said of them is true."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.application.submissions import grading, measuring, verdicts
+from app.application.submissions.grading import grade
+from app.core.settings import RunnerSettings
+from app.domain.code_runner import (
+    CaseVerdict,
+    CodeRunner,
+    Isolation,
+    Limits,
+    RunnerUnavailableError,
+    SourceProgram,
+)
+from app.domain.documents import shipped
+from app.domain.grading import CaseResult, GradingOutcome, MeasuredRun, compare
+from app.domain.problem import Problem
+from app.domain.scoring import CaseGroup, CasesPassed, Score, ScorePolicy, Unscored
+from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
+from tests.support.problems import SUM
+from tests.support.runner import Failing
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ADDS = "print(sum(map(int, input().split())))\n"
+ADDS_IN_C = (
+    '#include <stdio.h>\nint main(void) { long long a, b; scanf("%lld %lld", &a, &b); printf("%lld\\n", a + b); }\n'
+)
+ADDS_IN_JS = 'const [a, b] = require("fs").readFileSync(0, "utf8").split(" ").map(Number); console.log(a + b);\n'
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def runner() -> AsyncIterator[BubblewrapRunner]:
+    opened = BubblewrapRunner(RunnerSettings().concurrency)
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def isolation(runner: BubblewrapRunner) -> Isolation:
+    try:
+        return await runner.self_test()
+    except RunnerUnavailableError as error:
+        pytest.skip(f"no sandboxes here: {error}")
+
+
+def problem(**changes: Any) -> Problem:
+    return Problem.parse({**SUM, "languages": ["python", "c", "javascript", "go", "cpp"], **changes})
+
+
+def python(source: str) -> SourceProgram:
+    return SourceProgram("python", source)
+
+
+def said(outcome: GradingOutcome) -> list[str]:
+    return [case.verdict.value for case in outcome.cases]
+
+
+async def quickly(runner: CodeRunner, which: Problem, program: SourceProgram, isolation: Isolation) -> GradingOutcome:
+    return await grade(runner, which, program, isolation=isolation, measured=False)
+
+
+# ---------------------------------------------------------------- mistakes that others made
+
+
+async def test_mistake_only_the_first_test_case_was_run(runner: CodeRunner, isolation: Isolation) -> None:
+    first_only = python("a, b = input().split()\nprint(3 if a == '1' else 0)\n")
+    outcome = await quickly(runner, problem(), first_only, isolation)
+    assert said(outcome) == ["AC", "WA", "WA"]
+    assert not outcome.accepted
+    last_only = python("a, b = map(int, input().split())\nprint(a + b if a > 1e9 else 0)\n")
+    assert said(await quickly(runner, problem(), last_only, isolation)) == ["WA", "WA", "AC"]
+
+
+@pytest.mark.parametrize(("language", "source"), [("c", ADDS_IN_C), ("javascript", ADDS_IN_JS), ("python", ADDS)])
+async def test_mistake_the_language_was_always_python(
+    runner: CodeRunner, isolation: Isolation, language: str, source: str
+) -> None:
+    outcome = await quickly(runner, problem(), SourceProgram(language, source), isolation)
+    assert said(outcome) == ["AC"] * 3, outcome
+    assert outcome.language == language
+    as_python = await quickly(runner, problem(), python(source), isolation)
+    assert as_python.accepted == (language == "python")
+
+
+async def test_mistake_all_tests_passed_was_read_from_the_candidate_s_own_output(
+    runner: CodeRunner, isolation: Isolation
+) -> None:
+    boasts = python("import sys\nprint('AC\\nall tests passed\\n3/3')\nprint('OK', file=sys.stderr)\nsys.exit(0)\n")
+    outcome = await quickly(runner, problem(), boasts, isolation)
+    assert said(outcome) == ["WA"] * 3
+    assert outcome.cases_passed()[CaseGroup.PRIVATE] == CasesPassed(0, 3)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "int main(void) { return undeclared; }\n",
+        "int a[1 << 28] = {1};\nint main(void) { return a[0]; }\n",  # refused for what its program would take up
+    ],
+)
+async def test_mistake_compile_errors_were_reported_as_memory_limit(
+    runner: CodeRunner, isolation: Isolation, source: str
+) -> None:
+    outcome = await quickly(runner, problem(), SourceProgram("c", source), isolation)
+    assert said(outcome) == ["CE"] * 3
+    assert outcome.compilation.status == "failed"
+    assert outcome.compilation.cause
+    assert outcome.cases_passed()[CaseGroup.SAMPLE] == CasesPassed(0, 1), "the candidate's fault, so a true zero"
+    assert outcome.performance.ratio is None
+
+
+async def test_mistake_a_dead_runner_became_zero_points(runner: CodeRunner, isolation: Isolation) -> None:
+    dies = Failing(runner, lives=1)
+    with pytest.raises(RunnerUnavailableError):
+        await quickly(dies, problem(), python(ADDS), isolation)
+    for _ in range(2):  # and the real one is well afterwards
+        assert (await quickly(runner, problem(), python(ADDS), isolation)).accepted
+
+
+# ---------------------------------------------------------------- verdicts
+
+MANY_WAYS = """
+import sys
+way = input()
+if way == "loop":
+    while True: pass
+if way == "sleep":
+    import time; time.sleep(60)
+if way == "memory":
+    kept = bytearray(1 << 30)
+    kept[::4096] = b"x" * len(kept[::4096])
+if way == "raise":
+    raise ValueError(way)
+if way == "flood":
+    while True: sys.stdout.write("x" * 65536)
+print("right" if way == "right" else "wrong")
+"""
+
+
+async def test_each_way_to_end_has_its_verdict_and_its_cause(runner: CodeRunner, isolation: Isolation) -> None:
+    ways = ["right", "wrong", "loop", "sleep", "memory", "raise", "flood", "right"]
+    cases = [{"name": f"{at}-{way}", "input": f"{way}\n", "output": "right\n"} for at, way in enumerate(ways)]
+    limits = {"cpu_s": 0.5, "wall_s": 1.5, "memory_mb": 128, "output_bytes": 1_000_000}
+    outcome = await quickly(runner, problem(cases=cases, limits=limits), python(MANY_WAYS), isolation)
+    assert said(outcome) == ["AC", "WA", "TLE", "TLE", "MLE", "RE", "OLE", "AC"], outcome.cases
+    assert all(case.cause for case in outcome.cases)
+    assert [case.index for case in outcome.cases] == list(range(8))
+    raised = outcome.cases[5]
+    assert raised.exit_code == 1 and raised.stderr_bytes and "ValueError" not in raised.cause
+    assert all(case.wall_ms is not None and case.cpu_ms is not None and case.memory_kb for case in outcome.cases)
+
+
+async def test_progress_is_told_batch_by_batch(runner: CodeRunner, isolation: Isolation) -> None:
+    cases = [{"name": f"{n}", "input": f"{n} 1\n", "output": f"{n + 1}\n"} for n in range(20)]
+    told: list[tuple[int, int]] = []
+    outcome = await grade(
+        runner,
+        problem(cases=cases),
+        SourceProgram("c", ADDS_IN_C),
+        isolation=isolation,
+        measured=False,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    assert outcome.accepted
+    assert told == [(16, 20), (20, 20)]
+
+
+# ---------------------------------------------------------------- our failures are not theirs
+
+
+async def test_a_run_that_the_system_lets_fail_is_tried_again(runner: CodeRunner, isolation: Isolation) -> None:
+    failing = Failing(runner, fails={b"10 -4\n": 2})
+    outcome = await quickly(failing, problem(), python(ADDS), isolation)
+    assert said(outcome) == ["AC"] * 3
+    assert [given for _, given in failing.ran].count(b"10 -4\n") == 3
+    assert [given for _, given in failing.ran].count(b"1 2\n") == 1, "and no other one"
+
+
+async def test_what_fails_for_good_is_missing_and_never_a_zero(runner: CodeRunner, isolation: Isolation) -> None:
+    outcome = await quickly(Failing(runner, fails={b"10 -4\n": 9}), problem(), python(ADDS), isolation)
+    assert said(outcome) == ["AC", "SE", "AC"]
+    assert outcome.cases[1].fault == "runner"
+    passed = outcome.cases_passed()
+    assert passed[CaseGroup.SAMPLE] == CasesPassed(1, 1)
+    reason = "1 test case could not be graded: the sandbox could not be made"
+    assert passed[CaseGroup.PUBLIC] == Unscored(reason) and outcome.missing == reason
+    policy = ScorePolicy.parse(shipped("policy", "v2"))
+    assert isinstance(policy.correctness(passed), Unscored)
+
+
+async def test_a_language_without_a_toolchain_is_our_failure(runner: CodeRunner, isolation: Isolation) -> None:
+    without_go = Failing(runner, missing=frozenset({"go"}))
+    outcome = await quickly(without_go, problem(), SourceProgram("go", "package main\n"), isolation)
+    assert said(outcome) == ["SE"] * 3
+    assert outcome.missing == "3 test cases could not be graded: there is no toolchain for go"
+
+
+# ---------------------------------------------------------------- a problem's own checker
+
+ANY_ORDER = """
+import sys
+path, answer, feedback, *arguments = sys.argv[1:]
+open(feedback + "judgemessage.txt", "w").write("seen")
+given = sorted(open(path).read().split())
+if arguments != ["--strict"]:
+    sys.exit(1)
+said = sys.stdin.read().split()
+if said == ["break"]:
+    raise RuntimeError
+if said == ["hang"]:
+    while True: pass
+sys.exit(42 if sorted(said) == given else 43)
+"""
+
+
+def with_checker(source: str = ANY_ORDER, language: str = "python") -> Problem:
+    checker = {"kind": "program", "program": {"language": language, "source": source}, "arguments": ["--strict"]}
+    cases = [{"name": f"{n}", "input": f"{n} 2\n", "output": ""} for n in (3, 1)]
+    return problem(checker=checker, cases=cases)
+
+
+async def test_a_checker_program_accepts_and_refuses(runner: CodeRunner, isolation: Isolation) -> None:
+    outcome = await quickly(runner, with_checker(), python("print(*sorted(input().split()))"), isolation)
+    assert said(outcome) == ["AC", "AC"]
+    outcome = await quickly(runner, with_checker(), python("print(2, 3)"), isolation)
+    assert said(outcome) == ["AC", "WA"]
+
+
+async def test_a_checker_that_fails_or_hangs_is_no_wrong_answer(
+    runner: CodeRunner, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "_CHECKER_LIMITS", Limits(cpu_s=0.3, wall_s=2))
+    monkeypatch.setattr(grading, "TRIES", 1)
+    for word in ("break", "hang"):
+        program = python(f"a = input().split()\nprint('{word}' if a[0] == '3' else ' '.join(a))")
+        outcome = await quickly(runner, with_checker(), program, isolation)
+        assert said(outcome) == ["SE", "AC"], word
+        assert outcome.cases[0].fault == "checker"
+        assert isinstance(outcome.cases_passed()[CaseGroup.PRIVATE], Unscored)
+
+
+async def test_a_checker_that_does_not_compile_is_no_wrong_answer(runner: CodeRunner, isolation: Isolation) -> None:
+    outcome = await quickly(runner, with_checker("int main(", "c"), python(ADDS), isolation)
+    assert said(outcome) == ["SE", "SE"]
+    assert {case.fault for case in outcome.cases} == {"checker"}
+    without_c = Failing(runner, missing=frozenset({"c"}))
+    assert said(await quickly(without_c, with_checker("int main(", "c"), python(ADDS), isolation)) == ["SE", "SE"]
+
+
+# ---------------------------------------------------------------- correctness
+
+
+async def test_correctness_weighs_groups_and_cases_as_the_policy_says(runner: CodeRunner, isolation: Isolation) -> None:
+    program = python("a, b = map(int, input().split())\nprint(a + b if a != 10 else 0)\n")
+    outcome = await quickly(runner, problem(), program, isolation)
+    assert outcome.cases_passed() == {
+        CaseGroup.SAMPLE: CasesPassed(1, 1),
+        CaseGroup.PUBLIC: CasesPassed(0, 2),
+        CaseGroup.PRIVATE: CasesPassed(3, 3),
+    }
+    policy = ScorePolicy.parse(shipped("policy", "v2"))
+    weights = policy.case_weights
+    expected = 100 * (weights[CaseGroup.SAMPLE] * 1 + weights[CaseGroup.PRIVATE] * 3)
+    expected /= weights[CaseGroup.SAMPLE] + 2 * weights[CaseGroup.PUBLIC] + 3 * weights[CaseGroup.PRIVATE]
+    correctness = policy.correctness(outcome.cases_passed())
+    assert isinstance(correctness, Score) and correctness.value == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- running times
+
+COUNTS = "total = 0\nfor n in range(int(input()) * {times}):\n    total ^= n\nprint('done')\n"
+
+
+def counting(times: int) -> SourceProgram:
+    return python(COUNTS.format(times=times))
+
+
+async def test_running_time_is_measured_in_turns_beside_the_reference(runner: CodeRunner, isolation: Isolation) -> None:
+    cases = [{"name": f"{n}", "input": f"{n}\n", "output": "done\n"} for n in (20_000, 700_000)]
+    references = [{"language": "python", "source": COUNTS.format(times=1)}]
+    which = problem(cases=cases, references=references)
+    watched = Failing(runner)
+    same = await grade(watched, which, counting(1), isolation=isolation)
+    turns = [stdin for _, stdin in watched.ran[2:]]
+    given = [b"20000\n", b"700000\n"]
+    assert turns == [*given, *given, *[b""] * 4] * 3, "candidate, reference, candidate, reference …"
+    slower = await grade(runner, which, counting(3), isolation=isolation)
+    assert same.performance.ratio == pytest.approx(1, abs=0.25)
+    assert slower.performance.ratio == pytest.approx(3, rel=0.25)
+    measured = slower.performance
+    assert measured.reference_language == "python" and measured.cases == (0, 1)
+    assert len(measured.candidate_cpu_ms) == len(measured.reference_cpu_ms) == 3
+    assert len(measured.runs) == 2 * 2 * 3 and len(measured.candidate_startup_ms) == 6
+    assert GradingOutcome.from_json(json.loads(json.dumps(slower.to_json()))) == slower
+
+
+async def test_the_heaviest_cases_are_compared_as_far_as_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = [(300, 310), (900, 950), (20, 30_000), (600, 650)]
+    results = [
+        CaseResult(at, f"{at}", CaseGroup.PRIVATE, 1, CaseVerdict.AC, "", cpu_ms=cpu, wall_ms=wall)
+        for at, (cpu, wall) in enumerate(spent)
+    ]
+    assert measuring.worth_comparing(results) == [0, 1, 3]
+    monkeypatch.setattr(measuring, "LONGEST_PASS_S", 0.1)
+    assert measuring.worth_comparing(results) == [1], "one always"
+    failed = replace(results[1], verdict=CaseVerdict.TLE)
+    assert measuring.worth_comparing([failed]) == []
+
+
+async def test_only_passed_cases_are_compared_and_nothing_where_none_passed(
+    runner: CodeRunner, isolation: Isolation
+) -> None:
+    watched = Failing(runner)
+    outcome = await grade(watched, problem(), python("print(3)"), isolation=isolation)
+    assert outcome.performance.cases == (0,)
+    assert outcome.performance.ratio == 1.0, "neither takes more than starting up"
+    watched.ran.clear()
+    outcome = await grade(watched, problem(), python("print(0)"), isolation=isolation)
+    assert (outcome.performance.ratio, outcome.performance.reason) == (None, "no test case passed")
+    assert len(watched.ran) == 3, "nothing is run that nobody needs"
+
+
+async def test_the_reference_of_another_language_is_named_and_its_failure_is_no_zero(
+    runner: CodeRunner, isolation: Isolation
+) -> None:
+    references = [{"language": "c", "source": ADDS_IN_C}]
+    outcome = await grade(runner, problem(references=references), python(ADDS), isolation=isolation)
+    assert outcome.performance.reference_language == "c"
+    assert outcome.performance.ratio is not None
+    without_c = Failing(runner, missing=frozenset({"c"}))
+    outcome = await grade(without_c, problem(references=references), python(ADDS), isolation=isolation)
+    assert outcome.accepted
+    assert outcome.performance.reason == "there is no toolchain for the reference's c"
+
+
+# ---------------------------------------------------------------- the comparison itself, by hand
+
+
+def runs(candidate: list[list[float]], reference: list[list[float]]) -> list[MeasuredRun]:
+    return [
+        MeasuredRun(side, repetition, index, cpu, cpu, 1)  # type: ignore[arg-type]  # one of two words
+        for side, passes in (("candidate", candidate), ("reference", reference))
+        for repetition, one in enumerate(passes, start=1)
+        for index, cpu in enumerate(one)
+    ]
+
+
+async def test_sums_are_compared_by_their_medians_without_start_up() -> None:
+    found = compare(
+        runs([[60, 60], [50, 50], [400, 400]], [[30, 30], [20, 20], [30, 30]]),
+        reference_language="c",
+        candidate_startup_ms=[10, 12, 10],
+        reference_startup_ms=[5, 5, 7],
+    )
+    assert found.candidate_cpu_ms == (120, 100, 800)
+    assert found.reference_cpu_ms == (60, 40, 60)
+    assert found.ratio == (120 - 2 * 10) / (60 - 2 * 5), "one outlier changes nothing"
+    assert found.floor_ms == 2.0
+
+
+async def test_what_start_up_s_noise_hides_is_no_difference() -> None:
+    def ratio(candidate: float, reference: float) -> float:
+        startups = [10.0, 10.0, 14.0]
+        found = compare(
+            runs([[candidate]] * 3, [[reference]] * 3),
+            reference_language="python",
+            candidate_startup_ms=startups,
+            reference_startup_ms=startups,
+        )
+        assert found.floor_ms == 2.0
+        assert found.ratio is not None
+        return found.ratio
+
+    assert ratio(10.1, 11.9) == 1.0, "twenty times as much, if the noise were believed"
+    assert ratio(9.0, 8.0) == 1.0
+    assert ratio(50, 10.1) == 40 / 2.0
+    assert ratio(10.1, 50) == 2.0 / 40
