@@ -88,7 +88,7 @@ TAMPERED = [
     ),
     (
         "the told total",
-        "UPDATE callbacks SET payload = jsonb_set(payload, '{final_scores,total_score}', '9') WHERE type = 'final_scores'",
+        "UPDATE callbacks SET payload = jsonb_set(payload, '{final_scores,total_score}', '9') WHERE type ~ 'final'",
     ),
     ("the stored total", "UPDATE scores SET total_score = 99"),
     ("the grade", "UPDATE scores SET grade = 'F'"),
