@@ -146,6 +146,14 @@ GOALS = (
         compared=lambda f: f"{f['scored']} scored in {f['took_s']:.0f} s",
     ),
     Goal(
+        "judging", "added time to first token while every prompt is judged, p50", "ms",
+        lambda f: f["judged"]["p50_ms"], compared=lambda f: f"not judged {f['plain']['p50_ms']:.2f}",
+    ),
+    Goal(
+        "judging", "… against prompts that are not judged (median of rounds)", "×", lambda f: f["ratio"], must=1.25,
+        aim=1.1, compared=lambda f: f"{f['judged_turns']} turns judged meanwhile",
+    ),
+    Goal(
         "soak", "memory after minutes of turns", "MB", lambda f: f["end_mb"],
         compared=lambda f: f"after the warm-up {f['warm_mb']:.1f}",
     ),
