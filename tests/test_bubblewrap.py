@@ -342,7 +342,7 @@ async def test_waiting_for_a_busy_machine_is_not_the_program_s_time() -> None:
             await asyncio.sleep(0.04)
             waiting.look()
         passed = time.monotonic() - began
-        assert passed * 0.4 < waiting.total_s - before <= passed
+        assert passed * 0.2 < waiting.total_s - before <= passed + 0.1
     finally:
         for process in (hog, poor):
             process.kill()

@@ -16,7 +16,7 @@ class Waiting:
         """``pid`` is the first process, which has just been started."""
         self._pid = pid
         self._seen: dict[str, int] = {}
-        self._looked = time.monotonic()
+        self._began = time.monotonic()
         self.total_s = 0.0
 
     def look(self) -> None:
@@ -29,5 +29,6 @@ class Waiting:
                     with suppress(OSError, ValueError, IndexError):
                         delay = delays[thread.name] = int((thread / "schedstat").read_text().split()[1])
                         longest = max(longest, delay - self._seen.get(thread.name, 0))
-        self.total_s += min(longest / 1e9, now - self._looked)
-        self._seen, self._looked = delays, now
+        # The kernel adds a wait when it is over, so one look may find more than has passed since the last.
+        self.total_s = min(self.total_s + longest / 1e9, now - self._began)
+        self._seen = delays
