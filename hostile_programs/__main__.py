@@ -25,6 +25,8 @@ from hostile_programs.trial import Trial, attempt, forge, surroundings
 
 PROGRAMS: Sequence[Hostile] = (*REACHING, *EXHAUSTING, *COMPILING)
 
+_AT_ONCE = 3
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 nothing got out, 1 something did, 2 nothing could be tried."""
@@ -43,7 +45,7 @@ async def _run(levels: Iterable[str], runs: int, only: str) -> int:
     for name in levels:
         level: Level | None = None if name == "best" else name  # type: ignore[assignment]  # argparse knows the choices
         try:
-            async with open_bubblewrap(level) as backend:
+            async with open_bubblewrap(level, _AT_ONCE) as backend:
                 tried += 1
                 failed += await _try_backend(backend, runs, only)
         except RunnerUnavailableError as error:
@@ -60,28 +62,38 @@ async def _try_backend(backend: Backend, runs: int, only: str) -> int:
     began = time.monotonic()
     trials: list[Trial] = []
     passed: list[str] = []
+    left: list[str] = []
+    at_once = asyncio.Semaphore(_AT_ONCE)
     with surroundings(os.getpid()) as around:
+
+        async def one(program: Hostile) -> None:
+            async with at_once:
+                trial = await attempt(backend.runner, program, around)
+            trials.append(trial)
+            if trial.problems:
+                print(f"  {trial.name}: {'; '.join(trial.problems)}", flush=True)
+
+        async def other(forgery: Forged) -> None:
+            async with at_once:
+                verdicts = await forge(backend.runner, forgery)
+            if CaseVerdict.AC in verdicts:
+                passed.append(forgery.name)
+                print(f"  forged: {forgery.name}: {verdicts}", flush=True)
+
         for number in range(1, runs + 1):
-            for program in programs:
-                trials.append(await attempt(backend.runner, program, around, backend.leftovers))
-                if trials[-1].problems:
-                    print(f"  {program.name}: {'; '.join(trials[-1].problems)}", flush=True)
-            for one in forged:
-                passed += await _passes(backend, one)
+            await asyncio.gather(*map(one, programs), *map(other, forged))
+            left += backend.leftovers()
             print(f"  round {number} of {runs}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    _show(trials, passed, len(forged) * runs)
-    return sum(bool(trial.problems) for trial in trials) + len(passed)
+    _show(trials)
+    wrong = sum(bool(trial.problems) for trial in trials)
+    print(
+        f"  {len(trials)} runs, {wrong} with a problem; {len(forged) * runs} forgeries, {len(passed)} passed; "
+        f"{len(left)} left behind {left[:5] or ''}"
+    )
+    return wrong + len(passed) + len(left)
 
 
-async def _passes(backend: Backend, forged: Forged) -> list[str]:
-    verdicts = await forge(backend.runner, forged)
-    if CaseVerdict.AC in verdicts:
-        print(f"  forged: {forged.name}: {verdicts}", flush=True)
-        return [forged.name]
-    return []
-
-
-def _show(trials: Sequence[Trial], passed: Sequence[str], forgeries: int) -> None:
+def _show(trials: Sequence[Trial]) -> None:
     print(f"  {'program':42} {'runs':>5} {'ends':20} {'latest end':>11}  problems")
     for name in dict.fromkeys(trial.name for trial in trials):
         mine = [trial for trial in trials if trial.name == name]
@@ -97,10 +109,6 @@ def _show(trials: Sequence[Trial], passed: Sequence[str], forgeries: int) -> Non
             f"  from limit to end: median {statistics.median(late):.0f} ms, "
             f"p99 {late[int(len(late) * 0.99)]:.0f} ms, latest {late[-1]:.0f} ms, {share:.1%} within 250 ms"
         )
-    print(
-        f"  {len(trials)} runs, {sum(bool(trial.problems) for trial in trials)} with a problem; "
-        f"{forgeries} forgeries, {len(passed)} passed"
-    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from app.domain.code_runner import CodeRunner, Isolation
 from app.infrastructure.runner.bubblewrap.accounts import tree_of
 from app.infrastructure.runner.bubblewrap.cgroups import own_cgroups
 from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner, Level
+from app.infrastructure.runner.bubblewrap.users import FIRST_UID, USERS
 from hostile_programs.trial import Leftovers
 
 
@@ -48,7 +49,9 @@ def _left_by(warden: int) -> list[str]:
         left += [f"group {group} is left" for group in place.glob(f"turnstone.*.{warden}-*/*/")]
     if os.geteuid() == 0:
         for folder in map(Path, ("/tmp", "/var/tmp", "/dev/shm")):  # noqa: S108  # where a program would leave something
-            left += [f"file {path} is left" for path in folder.iterdir() if 60_800 <= _owner(path) < 61_800]
+            left += [
+                f"file {path} is left" for path in folder.iterdir() if FIRST_UID <= _owner(path) < FIRST_UID + USERS
+            ]
     return left
 
 

@@ -131,7 +131,7 @@ func main() {{
     Hostile(
         "be something else",
         "python",
-        "import os, sys\nos.execv(sys.executable, ['python', '-c', 'while True: pass'])",
+        "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'while True: pass'])",
         only(Ended.TLE),
     ),
     Hostile(

@@ -88,8 +88,8 @@ class Trial:
     problems: list[str] = field(default_factory=list)
 
 
-async def attempt(runner: CodeRunner, hostile: Hostile, around: Surroundings, leftovers: Leftovers) -> Trial:
-    """Run one program and look around."""
+async def attempt(runner: CodeRunner, hostile: Hostile, around: Surroundings) -> Trial:
+    """Run one program and look at what it got at."""
     trial = Trial(hostile.name)
     async with runner.prepared(SourceProgram(hostile.language, hostile.source), COMPILE) as program:
         if isinstance(program, CompileFailed):
@@ -101,7 +101,7 @@ async def attempt(runner: CodeRunner, hostile: Hostile, around: Surroundings, le
         else:
             [run] = [run async for run in runner.run(program, [around.stdin], hostile.limits)]
             _look_at(trial, run, hostile, around)
-    trial.problems += around.touched() + leftovers()
+    trial.problems += around.touched()
     return trial
 
 
@@ -112,6 +112,8 @@ def _look_at(trial: Trial, run: Execution, hostile: Hostile, around: Surrounding
         trial.problems.append("; ".join(line for line in said.splitlines() if ESCAPED in line)[:300])
     if around.secret in said or "root:x:" in said:
         trial.problems.append("it read what is on the machine")
+    if run.how is Ended.SE and "too busy" in run.cause:
+        return  # this machine's fault; it says so, and it was ended
     if run.how not in hostile.ends:
         tail = run.stderr[-200:].decode("utf-8", "replace")
         trial.problems.append(

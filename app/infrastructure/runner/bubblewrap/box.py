@@ -29,7 +29,7 @@ _SETUP_S = 20.0
 _LOOK_AT_LEAST_S, _LOOK_AT_MOST_S = 0.005, 0.04
 """Between two looks at what a run used; short where its limit is near."""
 
-_PATIENCE = 3
+_PATIENCE = 5
 """A program that waits for a busy machine gets that time on top, until it has taken so many times its limit more."""
 
 _F_SETPIPE_SZ, _PAGE = 1031, 4096

@@ -15,8 +15,8 @@ from app.infrastructure.runner.bubblewrap.cgroups import (
     write_value,
 )
 
-_WEIGHT = "512"
-"""All sandboxes together weigh half of what one ordinary process does."""
+_WEIGHT = "1024"
+"""All sandboxes together weigh what one ordinary process does."""
 
 
 class _Run1(RunGroup):

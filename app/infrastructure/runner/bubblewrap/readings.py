@@ -86,14 +86,18 @@ def started(frame: Frame) -> list[bytes]:
     """
     header, parts = frame
     if "failed" in header:
-        raise RunnerUnavailableError(f"A sandbox cannot be made: {header['failed']}.", "Free what is used up.")
+        raise RunnerUnavailableError(f"A sandbox cannot be made: {header['failed']}.", _FREE)
     if not header["started"] and header["reason"] is None:
         # Nothing of a candidate's has run, so this is bubblewrap's own message.
         said = parts[1].decode("utf-8", "replace").strip().splitlines()
-        raise RunnerUnavailableError(f"A sandbox cannot be made: {said[-1] if said else 'no reason was given'}.", _WHY)
+        reason = said[-1] if said else "no reason was given"
+        raise RunnerUnavailableError(
+            f"A sandbox cannot be made: {reason}.", _WHY if reason.startswith("bwrap:") else _FREE
+        )
     return parts
 
 
+_FREE = "Something of the machine is used up: processes, memory or open files; see the limits of the service."
 _WHY = (
     "Sandboxes need user namespaces for unprivileged users: sysctl user.max_user_namespaces above 0, and where they "
     "exist kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; in a container a "

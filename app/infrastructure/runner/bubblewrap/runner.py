@@ -34,12 +34,10 @@ from app.infrastructure.runner.bubblewrap.readings import read_run
 from app.infrastructure.runner.bubblewrap.self_test import try_isolation
 from app.infrastructure.runner.bubblewrap.staging import reachable
 from app.infrastructure.runner.bubblewrap.toolchains import Language, find_languages
+from app.infrastructure.runner.bubblewrap.users import FIRST_UID, USERS
 
 _TRY_AGAIN_S = 30.0
 """How long a failed start is believed; it costs a second, and whoever waits asks often."""
-
-_FIRST_UID = 60_800
-"""Users that no distribution gives out; under a root service each sandbox is run by one of its own."""
 
 Level = Literal["cgroup2", "cgroup1", "rlimits"]
 
@@ -188,7 +186,6 @@ class BubblewrapRunner:
             {
                 "bwrap": str(bwrap),
                 "hidden": sorted(str(path) for path in sources if not reachable(path)),
-                "uid": _FIRST_UID,
                 "level": self._level,
                 "delegated": None if self._delegated is None else str(self._delegated),
             }
@@ -204,7 +201,9 @@ class BubblewrapRunner:
         details = {
             "namespaces": "user, process, network, ipc, host name, cgroup, mount",
             "seccomp": "in force",
-            "user": f"{_FIRST_UID} and above, one for each sandbox" if opened["root"] else "the service's own",
+            "user": f"one of {FIRST_UID} to {FIRST_UID + USERS - 1} for each sandbox"
+            if opened["root"]
+            else "the service's own",
             "limits": "for all processes together" if counted else "for each process; sums by looking every 5 to 40 ms",
             "cpu_time": "of the control group"
             if counted

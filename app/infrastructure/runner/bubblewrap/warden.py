@@ -6,7 +6,7 @@ is gone, however it went, the warden's standard input ends, and it ends all that
 
 It speaks frames on standard input and output (:mod:`.frames`) and knows nothing of languages. ``open`` comes first::
 
-    open  {bwrap, hidden, slots, uid, level, delegated}     → {level, reasons, uid}
+    open  {bwrap, hidden, level, delegated}                → {level, reasons, root}
     put   {handle, files: [[path, mode]]} + contents         keeps files in memory until
     drop  {handle}
     run   {id, options, argv, handle, files, limits} + stdin and contents → {id, …} + standard output, error's tail
@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from app.infrastructure.runner.bubblewrap.frames import Frame, read_frame, write
 from app.infrastructure.runner.bubblewrap.launch import Box, BoxLimits
 from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
 from app.infrastructure.runner.bubblewrap.staging import stage
+from app.infrastructure.runner.bubblewrap.users import a_user
 
 _F_ADD_SEALS, _ALL_SEALS = 1033, 0xF
 
@@ -59,13 +60,12 @@ Say = Callable[[dict[str, Any], list[bytes]], None]
 
 
 class Warden:
-    """Runs what it is told to. ``slots`` users are used in turn where it is root, so that no two runs share one."""
+    """Runs what it is told to; as root, each run as a user of its own."""
 
-    def __init__(self, say: Say, accounts: Accounts, bwrap: str, places: dict[str, str], first_uid: int | None) -> None:
+    def __init__(self, say: Say, accounts: Accounts, bwrap: str, places: dict[str, str], *, root: bool) -> None:
         self._say = say
         self._accounts, self._bwrap, self._places = accounts, bwrap, places
-        self._first_uid = first_uid
-        self._users: set[int] = set()
+        self._root = root
         self._filter = _Memory(seccomp_program())
         self._kept: dict[str, list[tuple[str, int, _Memory]]] = {}
         self._runs: dict[int, asyncio.Task[None]] = {}
@@ -106,8 +106,9 @@ class Warden:
         self._count += 1
         opened: list[int] = []
         own: list[_Memory] = []
-        uid = self._take_user()
+        users = ExitStack()
         try:
+            uid = users.enter_context(a_user()) if self._root else None
             account = self._accounts.open(
                 f"run-{self._count}", memory_mb=limits.memory_mb, processes=limits.processes + 1
             )
@@ -119,13 +120,13 @@ class Warden:
             outcome.left = left
             self._say(_report(header["id"], outcome), [outcome.out.kept, outcome.err.kept])
         except OSError as error:
-            self._say({"id": header["id"], "failed": f"{error.strerror} ({error.filename})"}, [])
+            self._say({"id": header["id"], "failed": str(error)}, [])
         finally:
             for descriptor in opened:
                 os.close(descriptor)
             for memory in own:
                 memory.close()
-            self._users.discard(uid or 0)
+            users.close()
 
     def _box(
         self,
@@ -158,13 +159,6 @@ class Warden:
             limits=limits,
             by_process=self._accounts.level == "rlimits",
         )
-
-    def _take_user(self) -> int | None:
-        if self._first_uid is None:
-            return None
-        uid = next(uid for uid in range(self._first_uid, self._first_uid + 1000) if uid not in self._users)
-        self._users.add(uid)
-        return uid
 
 
 def _report(number: int, outcome: Outcome) -> dict[str, Any]:
@@ -209,7 +203,7 @@ async def _main() -> None:
     if home is not None:
         bwrap = Path(places[str(home)]) / bwrap.relative_to(home)
     try:
-        warden = Warden(say, accounts, str(bwrap), places, opening["uid"] if root else None)
+        warden = Warden(say, accounts, str(bwrap), places, root=root)
         say({"level": accounts.level, "reasons": [*missing, *reasons], "root": root}, [])
         await warden.serve(reader)
     finally:
