@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from app.application.submissions.verdicts import CheckerBrokenError, open_verdicts
 from app.core.settings import RunnerSettings
@@ -29,6 +30,8 @@ from app.domain.code_runner import (
     UnknownLanguageError,
 )
 from app.infrastructure.runner.opening import open_runner
+from tests.support.go_judge_server import GoJudgeServer
+from tests.support.judge0_server import Judge0Server
 from tests.support.labelled_programs import BROKEN, PROGRAMS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -49,10 +52,30 @@ async def bubblewrap_by_process(stack: AsyncExitStack) -> CodeRunner:
     return runner
 
 
+async def go_judge(stack: AsyncExitStack) -> CodeRunner:
+    server = stack.enter_context(GoJudgeServer(key="the-key"))
+    runner = await open_runner(
+        RunnerSettings(backend="go-judge", url=server.url, api_key=SecretStr("the-key"), concurrency=2), stack
+    )
+    assert runner is not None
+    return runner
+
+
+async def judge0(stack: AsyncExitStack) -> CodeRunner:
+    server = stack.enter_context(Judge0Server(key="the-key"))
+    runner = await open_runner(
+        RunnerSettings(backend="judge0", url=server.url, api_key=SecretStr("the-key"), concurrency=2), stack
+    )
+    assert runner is not None
+    return runner
+
+
 # A further backend adds itself here. One that does not run on this machine raises RunnerUnavailableError.
 BACKENDS: dict[str, Callable[[AsyncExitStack], Awaitable[CodeRunner]]] = {
     "bubblewrap": bubblewrap,
     "bubblewrap, limits by process": bubblewrap_by_process,
+    "go-judge, scripted": go_judge,
+    "judge0, scripted": judge0,
 }
 
 
@@ -256,6 +279,8 @@ async def test_memory_is_measured(runner: CodeRunner) -> None:
 async def test_a_compiler_has_limits_of_its_own(runner: CodeRunner) -> None:
     if "c" not in await runner.languages():
         pytest.skip("there is no toolchain for c on this machine")
+    if runner.name == "judge0":
+        pytest.skip("Judge0 compiles by limits of its own configuration")
     limits = CompileLimits(cpu_s=10, wall_s=20, memory_mb=256, output_bytes=100_000)
     async with runner.prepared(SourceProgram("c", "char a[1 << 20] = {1}; int main() { return a[5]; }"), limits) as it:
         assert isinstance(it, CompileFailed)

@@ -35,11 +35,27 @@ async def open_runner(settings: RunnerSettings, stack: AsyncExitStack) -> CodeRu
             runner = BubblewrapRunner(concurrency, delegated=settings.cgroup, level=level)
             stack.push_async_callback(runner.close)
             return runner
-        case other:
-            raise StartupError(
-                f"There is no code runner {other} in this version.",
-                "Set TURNSTONE_RUNNER__BACKEND to bubblewrap or none.",
-            )
+        case "go-judge":
+            from app.infrastructure.runner.go_judge.runner import GoJudgeRunner
+
+            go_judge = GoJudgeRunner(_url(settings), settings.api_key, settings.concurrency)
+            stack.push_async_callback(go_judge.close)
+            return go_judge
+        case "judge0":
+            from app.infrastructure.runner.judge0.runner import Judge0Runner
+
+            judge0 = Judge0Runner(_url(settings), settings.api_key, settings.concurrency)
+            stack.push_async_callback(judge0.close)
+            return judge0
+
+
+def _url(settings: RunnerSettings) -> str:
+    if settings.url is None:
+        raise StartupError(
+            f"Nothing says where the code runner {settings.backend} is.",
+            "Set TURNSTONE_RUNNER__URL, or TURNSTONE_RUNNER__BACKEND to bubblewrap or none.",
+        )
+    return settings.url
 
 
 async def announce(runner: CodeRunner) -> Isolation | None:
