@@ -186,10 +186,7 @@ class Scene:
             "TURNSTONE_JUDGE__BASE_URL": f"{judge_url}/v1",
             "TURNSTONE_JUDGE__API_KEY": "unused",
         }
-        database_url = self.postgres.new_database("judged")
-        server = _ours(name, self.scratch, database_url, self.provider, self.receiver, more)
-        self.stack.callback(server.stop)
-        return server.wait()
+        return self.start_another(name, {**more, "TURNSTONE_DATABASE__URL": self.postgres.new_database("judged")})
 
     def start_judge(self) -> Server:
         """A judge that answers every request at once."""
