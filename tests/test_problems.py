@@ -183,17 +183,15 @@ async def test_two_at_once_make_one_version_of_the_same_and_two_of_two(database:
         assert (listed.spec_id, listed.version, listed.title) == (5, 4, "a")
 
 
-async def test_patterns_are_asked_about_before_anything_runs(database: Database) -> None:
-    asked: list[Any] = []
-
-    async def refuse(patterns: Any) -> None:
-        asked.extend(patterns)
-        raise TurnstoneError(ErrorCode.INVALID_FRAME, "patterns[0]: no rule")
-
-    problem = Problem.parse({**SUM, "patterns": [{"id": "x", "rule": {}}]})
-    with pytest.raises(TurnstoneError, match="no rule"):
-        await problem_service.ProblemService(None, refuse).put(9, problem)
-    assert asked == [{"id": "x", "rule": {}}]
+async def test_patterns_that_cannot_be_used_are_named_before_anything_runs(database: Database) -> None:
+    patterns = [
+        {"id": "no-loop", "language": "python", "message": "It has to recur.", "rule": {"kind": "for_statement"}},
+        {"id": "no-such", "language": "python", "message": "", "rule": {"kind": "no_such_kind"}},
+    ]
+    problem = Problem.parse({**SUM, "patterns": patterns})
+    with pytest.raises(TurnstoneError, match=r"patterns\[2\]") as raised:
+        await problem_service.ProblemService(None).put(1, problem)
+    assert raised.value.code is ErrorCode.INVALID_FRAME
 
 
 # ---------------------------------------------------------------- commands

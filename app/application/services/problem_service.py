@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.application.submissions.grading import grade
 from app.core.errors import ErrorCode, TurnstoneError
+from app.domain.code_patterns import read_patterns
 from app.domain.code_runner import CaseVerdict, CodeRunner, Isolation, RunnerUnavailableError
 from app.domain.grading import CaseResult, GradingOutcome
 from app.domain.problem import Problem
+from app.infrastructure.analysis.analyser import check_patterns
+from app.infrastructure.analysis.errors import AnalyserUnavailableError
 from app.infrastructure.persistence.models import ProblemVersion
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.problem_repository import ProblemRepository
@@ -120,20 +123,19 @@ def _in_words(case: CaseResult) -> str:
     return f"{case.verdict.value}, {case.cause}{used}"
 
 
-PatternCheck = Callable[[Sequence[Mapping[str, Any]]], Awaitable[None]]
-"""Raises a `TurnstoneError` where rules to look for in code cannot be used."""
-
-
-async def _any_pattern(_patterns: Sequence[Mapping[str, Any]]) -> None:
-    """Where nothing looks for patterns, all are taken."""
+async def _check_patterns(problem: Problem) -> None:
+    """Raise a `TurnstoneError` where rules to look for in code cannot be used."""
+    try:
+        await check_patterns(read_patterns(problem.patterns))
+    except AnalyserUnavailableError as error:
+        raise _unavailable(f"Its patterns cannot be tried: {error.problem} {error.remedy}".strip()) from None
 
 
 class ProblemService:
     """Use cases of problems. ``runner`` is ``None`` where there is none."""
 
-    def __init__(self, runner: CodeRunner | None, check_patterns: PatternCheck = _any_pattern) -> None:
+    def __init__(self, runner: CodeRunner | None) -> None:
         self._runner = runner
-        self._check_patterns = check_patterns
         self._isolation: Isolation | None = None
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
 
@@ -158,7 +160,7 @@ class ProblemService:
             raise TurnstoneError(
                 ErrorCode.OVERLOADED, f"{MOST_AT_ONCE} problems are being verified; send it again.", retry_after_s=10
             )
-        await self._check_patterns(problem.patterns)
+        await _check_patterns(problem)
         async with self._places:
             verified = await verify(self._runner, problem, self._isolation)
         self._isolation = verified.outcomes[0].isolation
