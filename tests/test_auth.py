@@ -193,6 +193,7 @@ def test_the_list_of_guarded_routes_is_whole(service: Service) -> None:
         paths = http.get("/openapi.json").json()["paths"]
     documented = {(method.upper(), path) for path, operations in paths.items() for method in operations}
     ids = {"{session_id}": "1", "{turn_id}": "t1", "{exam_id}": "1", "{event_id}": "evt_1", "{item_id}": "1"}
+        ids |= {"{submission_id}": "1"}
     for method, path in documented:
         for name, value in ids.items():
             path = path.replace(name, value)  # noqa: PLW2901  # the concrete path
