@@ -266,9 +266,8 @@ def test_the_vibecode_page_is_true(start: Callable[..., Service], core: FakeCore
     [documented] = json_lines("docs/vibecode.md", "json answer")
     assert set(again["aiMessage"]) == set(documented["aiMessage"])
     assert all(again["aiMessage"][name] == documented["aiMessage"][name] for name in ("sessionId", "turn", "role"))
-    submission = {"examId": 3, "participantId": 42, "finalCode": "", "language": "python3.11", "submissionId": 88001}
-    [problem] = json_lines("docs/vibecode.md", "json problem")
-    assert httpx.post(f"{service.url}/api/session/submit", json=submission).json() == problem
+    [submission], [taken] = (json_lines("docs/vibecode.md", name) for name in ("json submission", "json taken"))
+    assert httpx.post(f"{service.url}/api/session/submit", json=submission).json() == taken
 
     common = {"exam_id": 3, "participant_id": 42, "submission_id": 88001}
     result = {"final_scores": SCORES, "turn_scores": {}, "revision": 1}

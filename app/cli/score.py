@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -38,6 +39,78 @@ def explain(
             raise typer.Exit(1)
 
     _of_submission(submission_id, show)
+
+
+@cli.command("report")
+def report(
+    submission_id: SubmissionId,
+    language: Annotated[Literal["en", "ko"], typer.Option(help="Of the report.")] = "en",
+    revision: Revision = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="The file; standard output without one.")
+    ] = None,
+) -> None:
+    """Write what a candidate may read of a submission: a page of HTML that needs nothing but itself."""
+
+    async def write() -> None:
+        from app.application.submissions.reporting import read_report
+        from app.presentation.web.report import render_report
+
+        page = render_report(await read_report(submission_id, revision), language)
+        if output is None:
+            typer.echo(page, nl=False)
+            return
+        try:
+            output.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise StartupError(f"{output} cannot be written: {error.strerror}.", "Choose another file.") from None
+        typer.echo(output)
+
+    _of_submission(submission_id, write)
+
+
+@cli.command("override")
+def override(
+    submission_id: SubmissionId,
+    component: Annotated[Literal["prompt", "correctness", "performance", "total"], typer.Argument(help="Which part.")],
+    score: Annotated[float, typer.Argument(min=0, max=100, help="0 to 100.")],
+    reason: Annotated[str, typer.Option(help="Why; Core is told.")],
+    person: Annotated[str, typer.Option(help="Who says so.")],
+) -> None:
+    """Set a person's score of a part. The machine's stays beside it; Core is told under the next revision."""
+    _check_said(reason, person)
+
+    async def set_it() -> None:
+        from app.application.services.score_service import override_component
+        from app.domain.final_scores import Override
+
+        row = await override_component(submission_id, component, Override(score, reason, person))
+        typer.echo(f"{component} of {submission_id} is {score:g} from revision {row.revision} on")
+
+    _of_submission(submission_id, set_it)
+
+
+@cli.command("appeal")
+def appeal(
+    submission_id: SubmissionId,
+    reason: Annotated[str, typer.Option(help="Why it should be looked at again.")],
+    person: Annotated[str, typer.Option(help="Who asks.")],
+) -> None:
+    """Have it all done once more, by a larger panel, for people to look at; `submissions release` tells Core."""
+    _check_said(reason, person)
+
+    async def ask() -> None:
+        from app.application.services.score_service import appeal_scores
+
+        item_id, evaluation = await appeal_scores(submission_id, reason, person)
+        typer.echo(f"{submission_id} is evaluated again as revision {evaluation.revision}; review {item_id} is open")
+
+    _of_submission(submission_id, ask)
+
+
+def _check_said(reason: str, person: str) -> None:
+    if not all(is_text(said) and said.strip() and "\x00" not in said for said in (reason, person)):
+        raise typer.BadParameter("--reason and --person have to say something.")
 
 
 def _of_submission(submission_id: str, action: Callable[[], Awaitable[None]]) -> None:

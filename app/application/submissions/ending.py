@@ -7,6 +7,7 @@ from typing import Any
 
 from app.application.evaluation.judging import when_database_is_there
 from app.application.services.callback_service import CallbackService
+from app.application.submissions.again import scores_again
 from app.application.submissions.work import Made, SubmissionDesk, Work
 from app.core import metrics
 from app.core.errors import ErrorCode
@@ -75,6 +76,16 @@ async def _tell(db: Transaction, work: Work, came: Outcomes) -> None:
     )
     if await claims.end_submission(evaluation, "DONE", DONE):
         await claims.tell(evaluation.news("DONE", DONE))
+    await _count_what_people_set_meanwhile(db, evaluation, came)
+
+
+async def _count_what_people_set_meanwhile(db: Transaction, evaluation: ClaimedEvaluation, came: Outcomes) -> None:
+    """A score that a person has set since the aggregation gets a revision of its own."""
+    rows = await ReviewRepository(db).component_overrides(evaluation.submission_id)
+    counted = set((came[Node.AGGREGATE].evidence or {}).get("overrides", {}).values())
+    set_since = [row for row in rows.values() if row.id not in counted]
+    if set_since:
+        await scores_again(db, evaluation.submission_id, evaluation.id, set_since[-1].person)
 
 
 async def _hold(db: Transaction, work: Work, came: Outcomes) -> None:

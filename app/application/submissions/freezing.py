@@ -53,6 +53,7 @@ async def _pinned(db: Transaction, work: Work) -> dict[str, Any]:
         "policy": by.policy,
         "judge_model": by.settings.get("model"),
         "samples": by.settings.get("samples"),
+        "panel_judges": None,
         "hold_scores": settings is not None and settings.hold_scores,
     }
     return pinned | {name: value for name, value in evaluation.basis.items() if name in pinned}

@@ -47,7 +47,7 @@ async def panel(work: Work, came: Outcomes) -> Made:
             problem_text=await _problem_text(db, work, frozen),
             language=frozen["spoken"],
             rubric=Rubric.parse(await documents.content("rubric", frozen["rubric"])),
-            policy=ScorePolicy.parse(await documents.content("policy", frozen["policy"])),
+            policy=_policy(await documents.content("policy", frozen["policy"]), frozen.get("panel_judges")),
             prompt=await documents.content("prompt", frozen["panel_prompt"]),
             trials=work.desk.trials,
         )
@@ -91,6 +91,12 @@ async def review(work: Work, came: Outcomes) -> Made:
         return await _made(work, run, Outcome("ok", result), _Kept(result, [], readings))
     reason = reviewed.review.reason
     return await _made(work, run, Outcome.missing(reason), _Kept({"reason": reason}, [], readings))
+
+
+def _policy(text: str, judges: int | None) -> ScorePolicy:
+    """The pinned policy; an appeal is heard by more judges than it asks for."""
+    policy = ScorePolicy.parse(text)
+    return policy if judges is None else replace(policy, panel_judges=judges)
 
 
 def given_up(work: Work, node: Node, reason: str) -> Callable[[Transaction], Awaitable[None]]:

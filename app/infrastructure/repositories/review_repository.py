@@ -42,6 +42,11 @@ class ReviewRepository:
         statement = pg_insert(ReviewItem).values(**values).on_conflict_do_nothing().returning(ReviewItem.id)
         return (await self._db.scalars(statement)).first()
 
+    async def of_evaluation(self, evaluation_id: int, reason: ReviewReasonEnum) -> int | None:
+        """The key of a submission's item of that reason."""
+        statement = select(ReviewItem.id).where(ReviewItem.evaluation_id == evaluation_id, ReviewItem.reason == reason)
+        return (await self._db.scalars(statement)).first()
+
     async def get(self, item_id: int) -> tuple[ReviewItem, int] | None:
         """An item, and its exam."""
         statement = (

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.application.services.submission_service import Again, RerunOrder, Seen
+from app.domain.final_scores import Component, Override
 from app.domain.submission import Progress
 from app.infrastructure.persistence.models import SubmissionEvaluation
 from app.presentation.schemas.bodies import Said as Code
 from app.presentation.schemas.bodies import TurnIdField
-from app.presentation.schemas.evaluation_bodies import Person
+from app.presentation.schemas.evaluation_bodies import OverrideRequest, Person
 from app.presentation.schemas.exam_bodies import Name
 
 Status = Literal["QUEUED", "RUNNING", "DONE", "FAILED"]
@@ -47,6 +48,23 @@ class RerunRequest(_Body):
     def order(self) -> RerunOrder:
         """What the service takes."""
         return RerunOrder(**self.model_dump())
+
+
+class ScoreOverrideRequest(OverrideRequest):
+    """A person's score of a part of a submission, 0 to 100, and why."""
+
+    component: Component
+
+    def override(self) -> Override:
+        """What the service takes."""
+        return Override(self.score, self.reason, self.person)
+
+
+class ScoreAppealBody(BaseModel):
+    """The review that the appeal has opened, and the revision that is made for it; a person releases that."""
+
+    review_id: str
+    revision: int
 
 
 class ReleaseRequest(_Body):

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import HTMLResponse, Response
 
 from app.application.resources import Resources
+from app.application.services.score_service import appeal_scores, override_component
+from app.application.submissions.reporting import read_report
 from app.core.errors import ErrorCode, TurnstoneError
+from app.domain.rubric import Language
 from app.infrastructure.persistence.models import SubmissionStatusEnum
 from app.presentation.api.paging import EMPTY_IS_NONE, Cursor, Limit, page
 from app.presentation.api.paths import ANY_TEXT
 from app.presentation.api.problems import PROBLEMS
 from app.presentation.schemas.bodies import Page
+from app.presentation.schemas.evaluation_bodies import AppealRequest, OverrideBody
 from app.presentation.schemas.frames import session_id_of
 from app.presentation.schemas.submission_bodies import (
     ReleaseRequest,
     RerunRequest,
+    ScoreAppealBody,
+    ScoreOverrideRequest,
     SubmissionBody,
     SubmissionRequest,
 )
+from app.presentation.web.report import content_security_policy, render_report
+
+_PAGE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The report", "content": {"text/html": {"schema": {"type": "string"}}}}
+}
 
 router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["submissions"])
 
@@ -66,7 +79,7 @@ async def list_submissions(
     return page(found, limit, SubmissionBody.of, lambda seen: seen.submission.id)
 
 
-# These two first: an id may hold slashes, so the path of one submission matches theirs too.
+# These first: an id may hold slashes, so the path of one submission matches theirs too.
 @router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/rerun", status_code=202)
 async def rerun(submission_id: str, body: RerunRequest, request: Request) -> SubmissionBody:
     """Evaluate once more, beside what is known; Core is told under the next revision."""
@@ -83,6 +96,44 @@ async def release(submission_id: str, body: ReleaseRequest, request: Request) ->
     seen = await resources.submissions.release(_checked(submission_id), body.person)
     resources.wake_delivery()
     return SubmissionBody.of(seen)
+
+
+@router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/override", status_code=202)
+async def override_score(submission_id: str, body: ScoreOverrideRequest, request: Request) -> OverrideBody:
+    """Set a person's score of a part. The machine's stays beside it; Core is told under the next revision."""
+    resources: Resources = request.app.state.resources
+    override = await override_component(_checked(submission_id), body.component, body.override())
+    resources.wake_delivery()
+    return OverrideBody.of(override)
+
+
+@router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/appeal", status_code=202)
+async def appeal(submission_id: str, body: AppealRequest, request: Request) -> ScoreAppealBody:
+    """Have it all done once more, by a larger panel, for people to look at. Core is told when they release it."""
+    resources: Resources = request.app.state.resources
+    item_id, evaluation = await appeal_scores(_checked(submission_id), body.reason, body.person)
+    resources.wake_delivery()
+    return ScoreAppealBody(review_id=str(item_id), revision=evaluation.revision)
+
+
+@router.get(f"/submissions/{{submission_id:{ANY_TEXT}}}/report", response_class=Response, responses=_PAGE)
+async def report(
+    submission_id: str,
+    language: Annotated[Language, Query(description="of the report")] = "en",
+    revision: Annotated[int | None, Query(ge=1, le=2**31 - 1), EMPTY_IS_NONE] = None,
+) -> HTMLResponse:
+    """What a candidate may read of a submission: scores, evidence, advice. Core shows it once the exam is over."""
+    read = await read_report(_checked(submission_id), revision)
+    page = await to_thread.run_sync(render_report, read, language)
+    return HTMLResponse(
+        page,
+        headers={
+            "content-security-policy": f"{content_security_policy()}; frame-ancestors 'none'; sandbox",
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            "cache-control": "no-store",
+        },
+    )
 
 
 @router.get(f"/submissions/{{submission_id:{ANY_TEXT}}}")
