@@ -231,7 +231,7 @@ def test_examples_of_submissions_work(service: Service, settings: Settings, tmp_
     assert re.findall(r"^\| `([a-z]+)` \|", told, re.MULTILINE) == [node.value for node in Node]
     reasons = page[page.index("Reasons for which") : page.index("None changes a score")]
     told_reasons = set(re.findall(r"^\| `([a-z_]+)` \|", reasons, re.MULTILINE))
-    assert told_reasons == set(ReviewReasonEnum) - {"refused", "appeal"}
+    assert told_reasons == set(ReviewReasonEnum) - {"refused"}
 
 
 def test_the_table_of_an_exam_s_settings_is_complete() -> None:
@@ -352,6 +352,11 @@ async def test_the_receiver_of_the_guide_takes_each_event_once_and_in_order(
             judged = {"type": "turn_evaluation", "turn": 1, "turn_score": revision, "revision": revision}
             names["take"](db, event_id, {"session_id": "1", "callback_seq": seq, **judged})
         assert db.execute("SELECT * FROM turnstone_scores").fetchall() == [("1", 1, 3, 3.0)]
+        pending, scored = json_lines("docs/core-guide.md", "json scores")
+        for event_id, seq, event in (("d", 8, pending), ("e", 9, scored), ("f", 10, pending)):
+            names["take"](db, event_id, {**event, "session_id": "1", "callback_seq": seq})
+            known = db.execute("SELECT revision, status, total, grade FROM turnstone_results").fetchall()
+            assert known == [(1, "PENDING_REVIEW", None, None) if seq == 8 else (2, "SCORED", 90.4, "A")]
 
 
 def test_the_feed_of_the_guide_is_read_as_it_says(service: Service) -> None:
