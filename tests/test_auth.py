@@ -32,6 +32,9 @@ PROTECTED = [
     ("GET", "/api/submissions/1"),
     ("POST", "/api/submissions/1/rerun"),
     ("POST", "/api/submissions/1/release"),
+    ("POST", "/api/submissions/1/override"),
+    ("POST", "/api/submissions/1/appeal"),
+    ("GET", "/api/submissions/1/report"),
     ("PUT", "/api/exams/1"),
     ("GET", "/api/exams/1"),
     ("GET", "/api/exams/1/versions"),
@@ -195,7 +198,7 @@ def test_the_list_of_guarded_routes_is_whole(service: Service) -> None:
     with client(service) as http:
         paths = http.get("/openapi.json").json()["paths"]
     documented = {(method.upper(), path) for path, operations in paths.items() for method in operations}
-    numbers = dict.fromkeys(("{session_id}", "{exam_id}", "{item_id}", "{spec_id}"), "1")
+    numbers = dict.fromkeys(("{session_id}", "{exam_id}", "{item_id}", "{spec_id}", "{submission_id}"), "1")
     ids = {**numbers, "{turn_id}": "t1", "{event_id}": "evt_1"}
     for method, path in documented:
         for name, value in ids.items():

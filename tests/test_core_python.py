@@ -373,13 +373,23 @@ def test_the_highest_revision_counts(ledger: Any, tmp_path: Path) -> None:
             f"evt_{seq}",
             base | {"type": "turn_evaluation", "callback_seq": seq, "turn": 1, "revision": revision, "score": seq},
         )
-    ledger.take("evt_6", base | {"type": "final_scores", "callback_seq": 6, "submission_id": "s", "revision": 1})
-    ledger.take("evt_7", base | {"type": "of the future", "callback_seq": 7})
+    ledger.take("evt_6", base | {"type": "of the future", "callback_seq": 6})
     scores = contents(tmp_path / "core.sqlite")["scores"]
     assert [(subject, revision, '"callback_seq": 4' in body) for _, subject, revision, body in scores] == [
-        ("submission s", 1, False),
         ("turn 1", 3, True),
     ]
+
+
+def test_a_result_that_is_open_is_no_zero_and_the_highest_revision_counts(ledger: Any) -> None:
+    base = {"type": "final_scores", "session_id": "1", "exam_id": 1, "participant_id": 2, "submission_id": 7}
+    pending = {"status": "PENDING_REVIEW", "total_score": None, "grade": None}
+    scored = {"status": "SCORED", "total_score": 71.5, "grade": "C"}
+    known = []
+    for seq, (revision, final) in enumerate([(1, pending), (3, scored), (2, pending), (3, pending)], 1):
+        event = base | {"callback_seq": seq, "revision": revision, "final_scores": final, "turn_scores": {}}
+        ledger.take(f"evt_{seq}", event)
+        known.append(ledger.results())
+    assert known == [[("7", 1, "PENDING_REVIEW", None, None)], *[[("7", 3, "SCORED", 71.5, "C")]] * 3]
 
 
 def test_an_effect_that_fails_takes_the_event_with_it(ledger: Any) -> None:

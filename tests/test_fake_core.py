@@ -156,6 +156,26 @@ def test_times_follow_each_other_and_then_all_is_well() -> None:
     assert set(PHASES) == {"down", "up"}
 
 
+def test_of_a_submission_the_highest_revision_is_counted() -> None:
+    ledger = Ledger()
+    for seq, (submission, revision, status) in enumerate(
+        [
+            ("a", 1, "PENDING_REVIEW"),
+            (7, 2, "SCORED"),
+            ("a", 3, "SCORED"),
+            ("a", 2, "PENDING_REVIEW"),
+            ("b", 1, "PENDING_REVIEW"),
+        ]
+    ):
+        told = {"submission_id": submission, "revision": revision, "final_scores": {"status": status}}
+        item = {"n": 1, "headers": {"webhook-id": f"e{seq}"}, "body": event(1, seq + 1, "final_scores") | told}
+        ledger.add(item)
+    assert ledger.counts()["submissions"] == {"SCORED": 2, "PENDING_REVIEW": 1}
+    strange = event(1, 9, "final_scores") | {"revision": "x"}
+    ledger.add({"n": 1, "headers": {"webhook-id": "strange"}, "body": strange})
+    assert ledger.counts()["submissions"] == {"SCORED": 2, "PENDING_REVIEW": 1}
+
+
 # what becomes of a POST
 
 

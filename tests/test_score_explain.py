@@ -49,8 +49,8 @@ def turnstone(settings: Settings) -> Callable[..., Any]:
     """Runs the command beside the service; returns its exit code and what it printed."""
     env = environment(change(settings, log_level="error"))
 
-    async def run(*arguments: str) -> tuple[int, str]:
-        code, output = await asyncio.to_thread(lambda: Command(*arguments, env=env).ended())
+    async def run(*arguments: str, **more: str) -> tuple[int, str]:
+        code, output = await asyncio.to_thread(lambda: Command(*arguments, env=env | more).ended())
         assert "Traceback" not in output
         return code, output
 
@@ -121,6 +121,34 @@ async def test_every_number_is_made_again_and_what_was_changed_is_found(
     assert {"callbacks", "scores", "submission_evaluations", "evaluation_steps"} <= set(by_name["total"]["published"])
     code, output = await turnstone("score", "explain", "s-1", "--revision", "2")
     assert code == 1 and "no scores of revision 2" in output
+    await check_costs(rest, rows, turnstone, session_id)
+
+
+async def check_costs(rest: httpx.Client, rows: Rows, turnstone: Callable[..., Any], session_id: str) -> None:
+    """What the exam used is told by kind of work, for each session and in money."""
+    exam = str(rest.get(f"/api/sessions/{session_id}").json()["exam_id"])
+    models = [row["model"] for row in rows("SELECT DISTINCT model FROM provider_calls")]
+    prices = json.dumps({model: {"prompt": 2, "cached": 1, "completion": 8} for model in models})
+    code, output = await turnstone("usage", "exam", exam, "--json", TURNSTONE_PRICES__PER_MILLION=prices)
+    assert code == 0, output
+    parts = {line["part"]: line for line in map(json.loads, output.splitlines())}
+    assert set(parts) == {"chat", "prompts", "submissions", "all"}
+    ledger = rows("SELECT * FROM provider_calls")
+    for name, calls in (
+        ("chat", [c for c in ledger if c["purpose"] == "chat"]),
+        ("prompts", [c for c in ledger if c["purpose"] == "evaluation" and c["turn"] is not None]),
+        ("submissions", [c for c in ledger if c["purpose"] == "evaluation" and c["turn"] is None]),
+        ("all", ledger),
+    ):
+        prompt, cached, completion = (
+            sum(call[f"{figure}_tokens"] for call in calls) for figure in ("prompt", "cached", "completion")
+        )
+        told = parts[name]
+        assert calls and (told["sessions"], told["calls"], told["calls_per_session"]) == (1, len(calls), len(calls))
+        assert told["total_tokens"] == prompt + completion
+        assert told["cost"] == pytest.approx((2 * (prompt - cached) + cached + 8 * completion) / 1e6)
+    code, output = await turnstone("usage", "exam", exam)
+    assert code == 0 and f"no price of {', '.join(sorted(models))}" in output
 
 
 KEYS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,11 +22,14 @@ from app.infrastructure.repositories.callback_repository import CallbackReposito
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
 from app.infrastructure.webhook import Delivered, Refused, Unreachable, WebhookSender
+from app.presentation.schemas.vibecode import SubmissionOfCore
 from tests.conftest import Rows, change
 from tests.support.chat import WAIT_S, connect, new_pair, wait_until
 from tests.support.core import Answer, FakeCore
+from tests.support.judge import ScriptedJudge
 from tests.support.provider import Provider, Script
 from tests.support.service import Service
+from tests.support.submissions import RIGHT, SPEC, judge_settings, put_problem
 from tests.test_profiles import SCORES
 from tests.test_webhook import event_after
 
@@ -235,16 +239,71 @@ def test_a_context_that_says_nothing_is_no_fault(http: httpx.Client, context: di
 # submissions
 
 
-def test_a_submission_is_refused_whole_until_it_can_be_judged(http: httpx.Client, rows: Rows) -> None:
-    body = {"participantId": 1, "problemId": 1, "specId": 1, "finalCode": "print(1)", "language": "python3.11"}
-    before = rows("SELECT (SELECT count(*) FROM prompt_sessions), (SELECT count(*) FROM callbacks) AS events")
-    response = http.post("/api/session/submit", json={"examId": 1, "submissionId": 88001, **body})
-    assert refused(response) == (501, "not_implemented")
-    assert response.json()["retryable"] is False
-    assert "88001" in response.json()["detail"]
-    after = rows("SELECT (SELECT count(*) FROM prompt_sessions), (SELECT count(*) FROM callbacks) AS events")
-    assert after == before
-    assert refused(http.post("/api/session/submit", json=body)) == (422, "invalid_frame")
+def submit(http: httpx.Client, **changed: Any) -> httpx.Response:
+    body = {"examId": 7, "participantId": 42, "problemId": 1, "specId": SPEC, "finalCode": RIGHT}
+    return http.post("/api/session/submit", json={**body, "language": "Python 3.11", "submissionId": 88001, **changed})
+
+
+def results(core: FakeCore) -> list[dict[str, Any]]:
+    return [post.body for post in core.deliveries if post.path.endswith("submissions/88001/result")]
+
+
+def test_a_submission_is_judged_and_its_result_told_once(
+    start: Callable[..., Service], core: FakeCore, rows: Rows
+) -> None:
+    put_problem(rows)
+    with ScriptedJudge() as judge:
+        service = start(callbacks={"profile": "vibecode", "url": core.url}, judge=judge_settings(judge))
+        with httpx.Client(base_url=service.url, timeout=WAIT_S) as http:
+            asked = {"participantId": 42, "role": "USER", "context": {"examId": 7}}
+            answer(http, "Write a function that adds two numbers of a thousand digits each.", 1, **asked)
+            taken = submit(http)
+            assert (taken.status_code, taken.json()) == (202, {"submissionId": 88001, "status": "QUEUED"})
+            assert submit(http).status_code == 202, "Core got no answer, and sends it again"
+            assert refused(submit(http, finalCode="print(2)")) == (409, "submission_id_conflict")
+            assert refused(submit(http, participantId=43)) == (409, "submission_id_conflict")
+            core.wait_for(lambda posts: any(post.path.endswith("/result") for post in posts), 60)
+            assert submit(http).json()["status"] == "DONE", "also when the session has ended"
+        stages = [post.body for post in core.deliveries if post.path.endswith("/ai/analysis")]
+        assert stages == [{"submissionId": 88001, "status": status} for status in ("QUEUED", "RUNNING")]
+        [result] = results(core)
+        assert result["status"] == "DONE"
+        assert {case["verdict"] for case in result["testCases"]} == {"AC"}
+        assert (result["score"]["promptScore"], result["score"]["correctnessScore"]) == (80, 100)
+        scores = json.loads(result["score"]["rubricJson"])
+        assert scores["final_scores"]["components"]["prompt"]["status"] == "ok"
+        assert scores["turn_scores"]["1"]["score"] == 80
+        assert rows.one("SELECT count(*) AS n FROM submissions")["n"] == 1
+        # a person's score is a further revision, of which Core takes none
+        kim = {"component": "total", "score": 5, "person": "Kim", "reason": "Late."}
+        httpx.post(f"{service.url}/api/submissions/88001/override", json=kim).raise_for_status()
+        wait_until(lambda: httpx.get(f"{service.url}/api/submissions/88001").json()["revision"] == 2, 60)
+        wait_until(lambda: rows("SELECT 1 FROM callbacks WHERE type = 'final_scores' AND last_error ~ 'had the first'"))
+        assert len(results(core)) == 1
+
+
+def test_a_result_with_a_gap_has_failed_over_there(http: httpx.Client, core: FakeCore, rows: Rows) -> None:
+    put_problem(rows)
+    assert submit(http).status_code == 202, "also of somebody who never asked anything"
+    core.wait_for(lambda posts: any(post.path.endswith("/result") for post in posts), 60)
+    assert results(core) == [{"status": "FAILED", "testCases": [], "score": None}], "without a judge"
+    assert http.get("/api/submissions/88001").json()["final_scores"]["status"] == "PENDING_REVIEW"
+    assert rows.one("SELECT spec_id FROM prompt_sessions")["spec_id"] == SPEC
+
+
+def test_what_is_no_submission_is_refused(http: httpx.Client) -> None:
+    for wrong in ({"submissionId": "x"}, {"finalCode": ""}, {"language": "COBOL"}, {"examId": 0}):
+        assert refused(submit(http, **wrong)) == (422, "invalid_frame"), wrong
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("python3.11", "python"), ("Python 3", "python"), ("C++17", "cpp"), ("c11", "c"), ("Java 17", "java")]
+    + [("node20", "javascript"), ("golang", "go"), ("javascript", "javascript"), ("Rust", "Rust"), ("17", "17")],
+)
+def test_a_language_is_known_by_the_platform_s_names(theirs: str, ours: str) -> None:
+    body = {"examId": 1, "participantId": 1, "finalCode": "x", "language": theirs, "submissionId": 1}
+    assert SubmissionOfCore.model_validate(body).our_language == ours
 
 
 def test_the_standard_profile_has_none_of_these_paths(service: Service) -> None:

@@ -23,6 +23,7 @@ from app.cli import (
     usage,
 )
 from app.cli.console import database_down, fail
+from app.cli.exam_cost import exam_cost
 from app.cli.reconcile import reconcile
 from app.core.errors import StartupError
 
@@ -40,6 +41,7 @@ cli.add_typer(submissions.cli, name="submissions")
 cli.add_typer(score.cli, name="score")
 cli.add_typer(guard.cli, name="guard")
 usage.cli.command("reconcile")(reconcile)
+usage.cli.command("exam")(exam_cost)
 cli.add_typer(usage.cli, name="usage")
 cli.add_typer(rubric.cli, name="rubric")
 cli.add_typer(problem.cli, name="problem")

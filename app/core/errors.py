@@ -39,7 +39,6 @@ class ErrorCode(StrEnum):
     NOT_HELD = "not_held"
     NOT_SCORED = "not_scored"
     NOT_REPLAYABLE = "not_replayable"
-    NOT_IMPLEMENTED = "not_implemented"
     RATE_LIMITED = "rate_limited"
     BUDGET_EXHAUSTED = "budget_exhausted"
     EXAM_CLOSED = "exam_closed"

@@ -239,6 +239,21 @@ class LimitSettings(_Section):
     turns: int = Field(1_000, ge=1, description="turns one process runs; a further one is refused (`overloaded`)")
 
 
+class ModelPrice(_Section):
+    """What a million tokens cost. Cached prompt tokens cost what others do where nothing is said of them."""
+
+    prompt: float = Field(ge=0, allow_inf_nan=False)
+    completion: float = Field(ge=0, allow_inf_nan=False)
+    cached: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class PriceSettings(_Section):
+    """What models cost, by their names in the ledger."""
+
+    currency: str = Field("USD", min_length=1, max_length=8)
+    per_million: dict[str, ModelPrice] = Field({}, description="by the model's name in the ledger")
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Frozen: a changed setting wants a restart."""
 
@@ -269,6 +284,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     worker: WorkerSettings = WorkerSettings()
     submissions: SubmissionSettings = SubmissionSettings()
+    prices: PriceSettings = PriceSettings()
     guard: GuardSettings = GuardSettings()
     runner: RunnerSettings = RunnerSettings()
     limits: LimitSettings = LimitSettings()

@@ -35,6 +35,7 @@ class Ledger:
         self._ids: set[str] = set()
         self._seqs: defaultdict[str, set[int]] = defaultdict(set)
         self._highest: dict[str, int] = {}
+        self._results: dict[str, tuple[int, str]] = {}
 
     def new(self, delivery: Delivery) -> Item | None:
         """An event as it is to be added; ``None`` where its id is known: then it is counted as a duplicate."""
@@ -62,6 +63,17 @@ class Ledger:
             self._highest[session_id] = max(seq, self._highest.get(session_id, 0))
             self._seqs[session_id].add(seq)
 
+        if body.get("type") == "final_scores":
+            self._note_result(body)
+
+    def _note_result(self, body: Mapping[str, Any]) -> None:
+        """Of each submission the highest revision counts, in whatever order they come."""
+        submission, revision, final = str(body.get("submission_id")), body.get("revision"), body.get("final_scores")
+        if not isinstance(revision, int) or not isinstance(final, dict):
+            return
+        if revision > self._results.get(submission, (0, ""))[0]:
+            self._results[submission] = (revision, str(final.get("status")))
+
     def forget_ids(self) -> None:
         """Know no id any more; what was taken stays."""
         self._ids.clear()
@@ -70,7 +82,7 @@ class Ledger:
         """Figures of all that was taken.
 
         ``out_of_order``: came behind a later one of their session. ``missing``: numbers of a session below its highest
-        that never came.
+        that never came. ``submissions`` are counted by the status of the revision that counts.
         """
         missing = sum(highest - len(self._seqs[session]) for session, highest in self._highest.items())
         return {
@@ -80,6 +92,7 @@ class Ledger:
             "missing": missing,
             "sessions": len(self._highest),
             "types": dict(self.types),
+            "submissions": dict(Counter(status for _, status in self._results.values())),
         }
 
     def events(self, *, after: int = 0, session_id: str | None = None, limit: int | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 python core.py serve     receive, and read the feed besides
 python core.py follow    read the feed alone, without receiving anything (--once: to its end)
 python core.py bill      tokens by exam and participant
+python core.py results   of each submission what counts now; one that people still look at is open
 python core.py compare   hold what was taken against the whole feed; 1 where they differ
 """
 
@@ -145,7 +146,7 @@ async def compare(config: Config) -> int:
 def main() -> int:
     """Run a command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["serve", "follow", "bill", "compare"])
+    parser.add_argument("command", choices=["serve", "follow", "bill", "results", "compare"])
     parser.add_argument("--once", action="store_true", help="follow: stop at the feed's end")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -163,6 +164,10 @@ def main() -> int:
             case "bill":
                 for (exam, participant), figures in Ledger(config.database).bill().items():
                     print(exam, participant, *figures)
+            case "results":
+                for submission, revision, status, total, grade in Ledger(config.database).results():
+                    shown = "open" if total is None else f"{total:.2f} {grade}"
+                    print(submission, f"revision {revision}", status, shown)
             case "compare":
                 return asyncio.run(compare(config))
     return 0

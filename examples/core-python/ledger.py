@@ -52,10 +52,19 @@ CREATE TABLE IF NOT EXISTS answers (
 );
 CREATE TABLE IF NOT EXISTS scores (
     session_id TEXT NOT NULL,
-    subject TEXT NOT NULL,  -- a turn, or a submission
+    subject TEXT NOT NULL,  -- a turn
     revision INTEGER NOT NULL,
     body TEXT NOT NULL,
     PRIMARY KEY (session_id, subject)
+);
+CREATE TABLE IF NOT EXISTS results (
+    submission_id TEXT PRIMARY KEY,
+    session_id TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    status TEXT NOT NULL,  -- SCORED, or PENDING_REVIEW: people look at it, and a later revision has the total
+    total REAL,            -- NULL is none yet, which is not 0
+    grade TEXT,
+    body TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS feed (place INTEGER PRIMARY KEY CHECK (place = 1), cursor TEXT NOT NULL);
 """
@@ -107,6 +116,12 @@ class Ledger:
                     log.warning("session %s: %s to %s are gone", session_id, missing, behind - 1)
                     self._db.execute("UPDATE sessions SET next_seq = ? WHERE session_id = ?", (behind, session_id))
                     self._go_on(session_id)
+
+    def results(self) -> list[tuple[str, int, str, float | None, str | None]]:
+        """Of each submission what counts now: id, revision, status, total (``None``: open) and grade."""
+        with self._db:
+            query = "SELECT submission_id, revision, status, total, grade FROM results ORDER BY submission_id"
+            return self._db.execute(query).fetchall()
 
     def bill(self) -> dict[tuple[int, int], tuple[int, ...]]:
         """By exam and participant: prompt, completion, total and cached tokens, corrections included."""
@@ -186,9 +201,20 @@ class Ledger:
             case "turn_evaluation":
                 self._score(session_id, f"turn {event['turn']}", event)
             case "final_scores":
-                self._score(session_id, f"submission {event['submission_id']}", event)
+                self._result(session_id, event)
             case _:
                 pass  # `error` needs nothing here; nor do types that came after this was written
+
+    def _result(self, session_id: str, event: dict[str, Any]) -> None:
+        """The highest revision counts; a lower one that comes later (a replay) changes nothing."""
+        final = event["final_scores"]
+        values = (str(event["submission_id"]), session_id, event["revision"], final["status"], final["total_score"])
+        self._db.execute(
+            "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (submission_id) DO UPDATE SET"
+            " revision = excluded.revision, status = excluded.status, total = excluded.total, grade = excluded.grade,"
+            " body = excluded.body WHERE excluded.revision > revision",
+            (*values, final["grade"], json.dumps(event, ensure_ascii=False)),
+        )
 
     def _score(self, session_id: str, subject: str, event: dict[str, Any]) -> None:
         self._db.execute(

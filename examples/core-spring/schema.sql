@@ -21,3 +21,11 @@ CREATE TABLE turnstone_usage (
     cached_tokens bigint NOT NULL,
     PRIMARY KEY (session_id, callback_seq)
 );
+CREATE TABLE turnstone_results (
+    submission_id text PRIMARY KEY,
+    revision int NOT NULL,
+    status text NOT NULL,
+    total double precision,
+    grade text,
+    body jsonb NOT NULL
+);

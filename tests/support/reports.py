@@ -79,7 +79,24 @@ def report(**changes: Any) -> Report:
                 {"name": "main", "start": 11, "end": 14, "complexity": 4, "lines": 4},
             ],
             "lines": {"total": 14, "code": 12, "comments": 1, "blank": 1},
-            "patterns": [{"line": 4, "message": "A loop adds digit by digit; Python's integers have no limit."}],
+            "patterns": [
+                {
+                    "id": "digits",
+                    "message": "A loop adds digit by digit; Python's integers have no limit.",
+                    "severity": "info",
+                    "count": 1,
+                    "matches": [{"line": 4, "column": 5, "text": "for digit in a:"}],
+                    "reason": None,
+                },
+                {
+                    "id": "eval",
+                    "message": "eval is used",
+                    "severity": "warning",
+                    "count": 0,
+                    "matches": [],
+                    "reason": None,
+                },
+            ],
             "lint": [{"rule": "F841", "line": 3, "message": "Local variable `rest` is assigned to but never used"}],
         },
         review={

@@ -40,6 +40,19 @@ _report = """
       AND (%(until)s::timestamptz IS NULL OR coalesce(corrected.created_at, entry.created_at) < %(until)s)
     GROUP BY 1 ORDER BY 1
     """
+# Work on a whole session is a submission's: its panel, and the review of its code.
+_exam = """
+    SELECT CASE WHEN entry.purpose <> 'evaluation' THEN entry.purpose
+                WHEN entry.turn IS NULL THEN 'submissions' ELSE 'prompts' END AS part,
+           entry.model,
+           array_agg(DISTINCT entry.session_id) AS sessions,
+           count(*) FILTER (WHERE entry.adjusts IS NULL) AS calls,
+           sum(entry.prompt_tokens)::bigint AS prompt, sum(entry.completion_tokens)::bigint AS completion,
+           sum(entry.cached_tokens)::bigint AS cached, sum(entry.reasoning_tokens)::bigint AS reasoning
+    FROM provider_calls AS entry JOIN prompt_sessions AS session ON session.id = entry.session_id
+    WHERE session.exam_id = %(exam_id)s
+    GROUP BY 1, 2 ORDER BY 1, 2
+    """
 _day = "(coalesce(corrected.created_at, entry.created_at) AT TIME ZONE 'UTC')::date"
 _reports: Mapping[ReportKey | None, LiteralString] = {
     None: _report.format(key="'all'::text"),
@@ -86,6 +99,20 @@ class ReportLine:
 
 
 @dataclass(frozen=True, slots=True)
+class ExamPart:
+    """What one kind of work of an exam used with one model, corrections included.
+
+    ``part`` is ``chat``, ``prompts`` (judging them), ``submissions`` (panels and reviews), or another purpose.
+    """
+
+    part: str
+    model: str
+    sessions: frozenset[int]
+    calls: int
+    used: Tokens
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerEntry:
     """A call of the ledger and what it used, corrections included."""
 
@@ -112,6 +139,19 @@ class LedgerRepository:
         """Sums of a part of the ledger by a key, in its order. Nothing there: no line."""
         values = {"exam_id": scope.exam_id, "since": scope.since, "until": scope.until}
         return [_line(row) for row in await self._db.run(_reports[by], values)]
+
+    async def exam(self, exam_id: int) -> list[ExamPart]:
+        """What an exam used, by kind of work and model."""
+        return [
+            ExamPart(
+                row.part,
+                row.model,
+                frozenset(row.sessions),
+                row.calls,
+                Tokens(row.prompt, row.completion, row.cached, row.reasoning),
+            )
+            for row in await self._db.run(_exam, {"exam_id": exam_id})
+        ]
 
     async def session_of(self, call_id: int) -> int | None:
         """Whose call it is; ``None`` where there is no such call, or it is a correction."""

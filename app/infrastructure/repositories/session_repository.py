@@ -174,6 +174,18 @@ class SessionRepository:
         )
         return (await self._db.scalars(statement)).first()
 
+    async def newest_session(self, exam_id: int, participant_id: int) -> PromptSession | None:
+        """The pair's last session, ended or not."""
+        statement = select(PromptSession).where(
+            PromptSession.exam_id == exam_id, PromptSession.participant_id == participant_id
+        )
+        return (await self._db.scalars(statement.order_by(PromptSession.id.desc()).limit(1))).first()
+
+    async def name_problem(self, session_id: int, spec_id: int) -> None:
+        """Say which problem a session is about, where nobody has said so before."""
+        statement = update(PromptSession).where(PromptSession.id == session_id, PromptSession.spec_id.is_(None))
+        await self._db.execute(statement.values(spec_id=spec_id).execution_options(synchronize_session=False))
+
     async def get_session(self, session_id: int) -> PromptSession | None:
         """The session, ended or not."""
         return await self._db.get(PromptSession, session_id)

@@ -49,12 +49,11 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.RUNNER_UNAVAILABLE: 503,
     ErrorCode.REFERENCE_FAILED: 422,
     ErrorCode.INTERNAL: 500,
-    ErrorCode.NOT_IMPLEMENTED: 501,
 }
 """HTTP status of each code."""
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": "A problem"} for status in sorted(set(STATUS.values()) - {501})
+    status: {"model": Problem, "description": "A problem"} for status in sorted(set(STATUS.values()))
 }
 """What any route may answer besides its result; what is not there yet says so itself."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -9,6 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.presentation.schemas.bodies import PositiveId, Said, Text
 
 _BIGGEST_ID = 2**63 - 1
+_LANGUAGES = {
+    **dict.fromkeys(("python", "py", "pypy", "cpython"), "python"),
+    **dict.fromkeys(("javascript", "js", "node", "nodejs"), "javascript"),
+    **dict.fromkeys(("cpp", "c++", "g++"), "cpp"),
+    **dict.fromkeys(("c", "gcc"), "c"),
+    **dict.fromkeys(("go", "golang"), "go"),
+    "java": "java",
+}
+"""By the letters that a name begins with."""
 
 MessageNumber = Annotated[int, Field(ge=1, le=2**31 - 2, strict=True)]
 
@@ -82,3 +92,16 @@ class SubmissionOfCore(_Asked):
     finalCode: Text  # noqa: N815
     language: Annotated[Text, StringConstraints(min_length=1, max_length=64)]
     submissionId: PositiveId  # noqa: N815
+
+    @property
+    def our_language(self) -> str:
+        """The language by our name: the platform writes ``Python 3.11`` and ``C++17``; what is unknown stays."""
+        word = re.match(r"[a-z+#]*", self.language.strip().lower())
+        return _LANGUAGES.get(word.group() if word else "", self.language)
+
+
+class SubmissionForCore(BaseModel):
+    """A submission that was taken."""
+
+    submissionId: int  # noqa: N815
+    status: Literal["QUEUED", "RUNNING", "DONE", "FAILED"]

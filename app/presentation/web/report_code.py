@@ -74,16 +74,23 @@ def _measures(analysis: Mapping[str, Any] | None, t: Texts) -> Iterator[Html]:
     if functions:
         rows = [(each["name"], f"{each['start']}–{each['end']}", str(each["complexity"])) for each in functions[:_MOST]]
         yield _table(t["code_title"], (t["function"], t["line"], t["complexity_short"]), rows, numbers=(1, 2))
-    findings = [
-        (str(found["line"]), str(found["message"]))
-        for found in [*(analysis.get("patterns") or ()), *(analysis.get("lint") or ())]
-        if found.get("message")
-    ]
+    findings = _findings(analysis)
     yield el("h3", t["findings"])
     if findings:
         yield _table(t["findings"], (t["line"], t["finding"]), findings[:_MOST], numbers=(0,))
     else:
         yield el("p", t["no_findings"])
+
+
+def _findings(analysis: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Line and message of everything that was found: the problem's patterns where they match, and lint."""
+    patterns = [
+        (match["line"], pattern["message"])
+        for pattern in analysis.get("patterns") or ()
+        for match in pattern["matches"]
+    ]
+    lint = [(found["line"], found["message"]) for found in analysis.get("lint") or ()]
+    return [(str(line), str(message)) for line, message in sorted(patterns) + lint]
 
 
 def _review(review: Mapping[str, Any] | None, t: Texts) -> Iterator[Html]:

@@ -12,11 +12,17 @@ from app.domain.conversation import TurnStatus
 from app.domain.turn_log import Failed
 from app.infrastructure.persistence.session import get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.submission_repository import SubmissionRepository
 from app.infrastructure.repositories.turn_repository import TurnRepository
 from app.presentation.api.problems import PROBLEMS
-from app.presentation.schemas.bodies import Problem
 from app.presentation.schemas.frames import check_message
-from app.presentation.schemas.vibecode import AiMessage, AnswerForCore, MessageOfCore, SubmissionOfCore
+from app.presentation.schemas.vibecode import (
+    AiMessage,
+    AnswerForCore,
+    MessageOfCore,
+    SubmissionForCore,
+    SubmissionOfCore,
+)
 
 router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["vibecode"])
 
@@ -52,13 +58,34 @@ async def answer_message(body: MessageOfCore, request: Request) -> AnswerForCore
     )
 
 
-@router.post("/session/submit", status_code=202, responses={501: {"model": Problem, "description": "Not there yet"}})
-async def submit(body: SubmissionOfCore) -> None:
-    """Take a candidate's final code. Submissions are not judged yet: nothing is stored, and the answer is 501."""
-    raise TurnstoneError(
-        ErrorCode.NOT_IMPLEMENTED,
-        f"Submissions are not judged yet; nothing of submission {body.submissionId} was stored.",
-    )
+@router.post("/session/submit", status_code=202)
+async def submit(body: SubmissionOfCore, request: Request) -> SubmissionForCore:
+    """Take a candidate's final code, to be judged with the participant's session of the exam.
+
+    The same ``submissionId`` with the same code is the same submission, whatever has become of it.
+    """
+    resources: Resources = request.app.state.resources
+    session_id = await _session_of_submission(body)
+    seen = await resources.submissions.submit(session_id, body.finalCode, body.our_language, body.submissionId)
+    resources.wake_delivery()
+    return SubmissionForCore(submissionId=body.submissionId, status=seen.submission.status.value)
+
+
+async def _session_of_submission(body: SubmissionOfCore) -> int:
+    """The session that the submission was handed in with before; the active one; the last one; or a new one."""
+    async with get_db_context() as db:
+        sessions = SessionRepository(db)
+        known = await SubmissionRepository(db).find(str(body.submissionId))
+        session = None if known is None else await sessions.get_session(known.session_id)
+        if session is not None and (session.exam_id, session.participant_id) == (body.examId, body.participantId):
+            return session.id
+        found = await sessions.get_active_session(body.examId, body.participantId)
+        found = found or await sessions.newest_session(body.examId, body.participantId)
+        if found is None:
+            found, _ = await sessions.ensure_session(body.examId, body.participantId, body.specId)
+        elif body.specId is not None:
+            await sessions.name_problem(found.id, body.specId)
+        return found.id
 
 
 async def _session_of(body: MessageOfCore) -> int:
