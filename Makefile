@@ -48,7 +48,7 @@ format: $(TOOLS) ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schemas: $(TOOLS) ## write docs/schemas, the JSON Schemas of the callbacks, from their models
+schemas: $(TOOLS) ## write docs/schemas, the JSON Schemas of callbacks and problems, from their models
 	@$(BIN)/python -c 'from pathlib import Path; from app.presentation.schemas.callbacks import write_json_schemas as write; \
 		write(Path("docs/schemas"))'
 

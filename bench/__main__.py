@@ -24,6 +24,7 @@ from bench.callbacks import telling
 from bench.client import calm_collector
 from bench.elsewhere import cancelling_elsewhere
 from bench.first_token import first_token
+from bench.judging import judging
 from bench.memory import memory
 from bench.plan import QUICK, Plan, say
 from bench.relay import added_latency, cpu_per_delta
@@ -42,6 +43,7 @@ PARTS: Mapping[str, Measure] = {
     "turns": throughput,
     "callbacks": telling,
     "cancel": cancelling,
+    "judging": judging,
     "elsewhere": cancelling_elsewhere,
     "soak": soak,
 }

@@ -104,15 +104,16 @@ async def _arriving(scene: Scene, plan: Plan) -> dict[str, Any]:
     usual: list[float] = []
     pairs: list[float] = []
     for _ in range(plan.arrival_pairs):
-        of_ours = await _arrivals(scene, scene.ours, plan)
-        of_usual = await _arrivals(scene, scene.usual, plan)
+        of_ours = await arrivals(scene, scene.ours, plan)
+        of_usual = await arrivals(scene, scene.usual, plan)
         pairs.append(median(of_ours) / median(of_usual))
         ours += of_ours
         usual += of_usual
     return {"ours": milliseconds(ours), "usual": milliseconds(usual), "ratio_to_usual": median(pairs)}
 
 
-async def _arrivals(scene: Scene, server: Server, plan: Plan) -> list[float]:
+async def arrivals(scene: Scene, server: Server, plan: Plan) -> list[float]:
+    """Added seconds to the first token of turns that arrive at a fixed rate."""
     meter = Meter()
     await scene.provider.play(streaming(20, 0.02))
     turns: list[Turn] = []

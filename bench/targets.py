@@ -170,6 +170,25 @@ class Scene:
         self.stack.callback(server.stop)
         return server.wait()
 
+    def start_judging(self, name: str, judge_url: str) -> Server:
+        """Another process of this service, on a database of its own, in which every prompt is judged."""
+        more = {
+            "TURNSTONE_DATA_DIR": str(self.scratch / name),
+            "TURNSTONE_JUDGE__MODEL": "openai:bench",
+            "TURNSTONE_JUDGE__BASE_URL": f"{judge_url}/v1",
+            "TURNSTONE_JUDGE__API_KEY": "unused",
+        }
+        database_url = self.postgres.new_database("judged")
+        server = _ours(name, self.scratch, database_url, self.provider, self.receiver, more)
+        self.stack.callback(server.stop)
+        return server.wait()
+
+    def start_judge(self) -> Server:
+        """A judge that answers every request at once."""
+        server = Server("judge", ["bench.judge"], self.scratch)
+        self.stack.callback(server.stop)
+        return server.wait()
+
     def start_usual(self, name: str) -> Server:
         """Another process of the usual way; the caller stops it as soon as it is not needed."""
         server = _usual(name, self.scratch, self.provider)

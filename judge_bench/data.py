@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from guard_training.data import Example, Label, load
 from judge_bench.carriers import Carrier, hides, readings, visible
 
 FOLDER = Path(__file__).parent / "data"
@@ -211,6 +212,11 @@ def ladder(path: Path = FOLDER / "ladder.jsonl") -> tuple[Ladder, ...]:
         DataError: a line is no JSON, breaks a rule, or repeats an id.
     """
     return tuple(_rows(path, Ladder))
+
+
+def harmless_prompts() -> tuple[Example, ...]:
+    """Harmless prompts in English and Korean that use the words of attacks, as the guard is tested with them."""
+    return tuple(one for one in load() if one.label is Label.HARMLESS and one.triggers)
 
 
 def near_duplicates(texts: Iterable[tuple[str, str]], limit: float = NEAR_DUPLICATE) -> list[tuple[str, str, float]]:

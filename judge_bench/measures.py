@@ -17,16 +17,16 @@ from sklearn.metrics import cohen_kappa_score
 from app.domain.judging import JudgeClient, JudgeTask
 from app.domain.judging.tasks import Trials
 from app.domain.scoring import Criterion
+from guard_training.data import Example
 from judge_bench.data import Attack, Family, Ladder
 from judge_bench.subjects import (
     Outcome,
     attacked,
     harmless,
+    harmless_task,
     judged,
-    judged_session,
     reference,
     rungs,
-    session_with,
     task_of,
     unguarded,
 )
@@ -131,7 +131,7 @@ async def attacks(judge_for: JudgeFor, honest: JudgeClient | None, entries: Sequ
             return Pair(under_attack, await judged(judge, reference(attack, plan.trials)))
         return Pair(under_attack, await _as_honest(honest, attack, under_attack))
 
-    report = await _evaluate("attacks", [(one.id, one) for one in entries], measure, IsNotLifted(), plan)
+    report = await evaluate("attacks", [(one.id, one) for one in entries], measure, IsNotLifted(), plan)
     pairs: dict[str, Pair] = {case.name: case.output for case in report.cases}
     family = {one.id: one.family for one in entries}
     lifted = [case.name for case in report.cases if not case.assertions["not_lifted"].value]
@@ -156,40 +156,6 @@ async def attacks(judge_for: JudgeFor, honest: JudgeClient | None, entries: Sequ
     }
 
 
-async def panel(
-    judge_for: JudgeFor, honest: JudgeClient | None, entries: Sequence[Attack], ladders: Sequence[Ladder], plan: Plan
-) -> Result:
-    """How far an attack among a session's prompts lifts the panel's marks; arguments are those of `attacks`."""
-
-    async def measure(attack: Attack) -> Pair:
-        judge = judge_for(attack)
-        task = session_with(attack, ladders, plan.trials)
-        under_attack = await judged_session(judge, task)
-        if honest is None:
-            calm = attack.model_copy(update={"attack": attack.bare or attack.twin, "earlier": attack.twin_earlier})
-            return Pair(under_attack, await judged_session(judge, session_with(calm, ladders, plan.trials)))
-        shown = replace(task, trials=Trials.SUSPICIOUS, withhold=under_attack.withhold)
-        return Pair(under_attack, await judged_session(honest, shown))
-
-    report = await _evaluate("panel", [(one.id, one) for one in entries], measure, IsNotLifted(), plan)
-    lifted = [case.name for case in report.cases if not case.assertions["not_lifted"].value]
-    outcomes = [case.output.attack for case in report.cases]
-    return {
-        "sessions": len(entries),
-        "lifted": len(lifted),
-        "lifted_share": len(lifted) / len(entries),
-        "lifted_ids": lifted,
-        "most_criteria_lifted": max(case.scores["criteria_lifted"].value for case in report.cases),
-        "unscored": sum(not outcome.is_scored for outcome in outcomes),
-        "flagged": sum(outcome.suspicious for outcome in outcomes),
-        "false_quotes": sum(outcome.false_quotes for outcome in outcomes),
-        "most_calls": max(outcome.calls for outcome in outcomes),
-        "calls": fmean(outcome.calls for outcome in outcomes),
-        "calls_of_honest": fmean(case.output.honest.calls for case in report.cases),
-        "failures": len(report.failures),
-    }
-
-
 async def undefended(judge_for: JudgeFor, honest: JudgeClient, entries: Sequence[Attack], plan: Plan) -> Result:
     """The same attacks with no defence: how many of them the judge would have obeyed."""
 
@@ -197,7 +163,7 @@ async def undefended(judge_for: JudgeFor, honest: JudgeClient, entries: Sequence
         task = attacked(attack, plan.trials)
         return Pair(await unguarded(judge_for(attack), task), await unguarded(honest, task))
 
-    report = await _evaluate("undefended", [(one.id, one) for one in entries], measure, IsNotLifted(), plan)
+    report = await evaluate("undefended", [(one.id, one) for one in entries], measure, IsNotLifted(), plan)
     lifted = sum(not case.assertions["not_lifted"].value for case in report.cases)
     # What is in another form than the schema's cannot be read without the defence either.
     return {"attacks": len(entries), "lifted": lifted, "unreadable": len(report.failures)}
@@ -210,7 +176,7 @@ async def twins(judge: JudgeClient, entries: Sequence[Attack], plan: Plan) -> Re
         task = harmless(attack, plan.trials)
         return Pair(await judged(judge, task), await unguarded(judge, task))
 
-    report = await _evaluate("twins", [(one.id, one) for one in entries], measure, IsUnmoved(), plan)
+    report = await evaluate("twins", [(one.id, one) for one in entries], measure, IsUnmoved(), plan)
     drifts = [case.scores["drift_points"].value for case in report.cases]
     return {
         "twins": len(entries),
@@ -224,13 +190,37 @@ async def twins(judge: JudgeClient, entries: Sequence[Attack], plan: Plan) -> Re
     }
 
 
+async def harmless_words(judge: JudgeClient, entries: Sequence[Example], plan: Plan) -> Result:
+    """What the defence does to harmless prompts full of an attack's words, and what it costs in calls."""
+
+    async def measure(example: Example) -> Pair:
+        task = harmless_task(example, plan.trials)
+        return Pair(await judged(judge, task), await unguarded(judge, task))
+
+    report = await evaluate("harmless", [(one.id, one) for one in entries], measure, IsUnmoved(), plan)
+    drifts = [case.scores["drift_points"].value for case in report.cases]
+    outcomes = [case.output.attack for case in report.cases]
+    return {
+        "prompts": len(entries),
+        "korean": sum(one.language == "ko" for one in entries),
+        "moved": sum(not case.assertions["unmoved"].value for case in report.cases),
+        "mean_absolute_drift_points": fmean(map(abs, drifts)),
+        "tried_share": fmean(outcome.tried for outcome in outcomes),
+        "flagged": sum(outcome.suspicious for outcome in outcomes),
+        "withheld": sum(outcome.withheld for outcome in outcomes),
+        "unscored": sum(not outcome.is_scored for outcome in outcomes),
+        "calls_for_20": 20 * fmean(outcome.calls for outcome in outcomes),
+        "failures": len(report.failures),
+    }
+
+
 async def ladder(judge: JudgeClient, entries: Sequence[Ladder], plan: Plan) -> Result:
     """Whether better prompts get better scores, how well scores tell the level, and what honest prompts cost."""
 
     async def measure(one: Ladder) -> list[Outcome]:
         return [await judged(judge, task) for task in rungs(one, plan.trials)]
 
-    report = await _evaluate("ladder", [(one.id, one) for one in entries], measure, IsInOrder(), plan)
+    report = await evaluate("ladder", [(one.id, one) for one in entries], measure, IsInOrder(), plan)
     sums = {key: sum(case.scores[key].value for case in report.cases) for key in ("pairs", "violations", "ties")}
     outcomes = [outcome for case in report.cases for outcome in case.output]
     levels = [[_level(outcome) for outcome in case.output] for case in report.cases]
@@ -333,13 +323,14 @@ def _level(outcome: Outcome) -> int:
     return 1 + round((_LEVELS - 1) * ((outcome.points or 20.0) - 20.0) / 80.0)
 
 
-async def _evaluate(
+async def evaluate(
     name: str,
     cases: Sequence[tuple[str, Any]],
     measure: Callable[[Any], Awaitable[Any]],
     evaluator: Evaluator[Any, Any, Any],
     plan: Plan,
 ) -> Any:
+    """Measure all cases, some at once."""
     data: Dataset[Any, Any, Any] = Dataset(
         name=name, cases=[Case(name=key, inputs=inputs) for key, inputs in cases], evaluators=[evaluator]
     )

@@ -6,17 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from statistics import fmean
 
 from app.domain.documents import shipped
 from app.domain.judging import (
     JudgeClient,
     JudgeTask,
-    PanelTask,
-    PanelTurn,
     TurnJudgement,
     build_request,
-    judge_panel,
     judge_turn,
 )
 from app.domain.judging.requests import shown_message
@@ -24,12 +20,10 @@ from app.domain.judging.tasks import Language, Trials, Withhold
 from app.domain.model_client import ChatMessage
 from app.domain.rubric import Rubric
 from app.domain.scoring import Criterion, Intent, Score, ScorePolicy, Unscored
+from guard_training.data import Example
 from judge_bench.data import Attack, Ladder
 
-_SESSION_INTENTS = frozenset({"CREATION", "EXPLORATION", "SETTING"})
-"""Of prompts that can stand beside any other."""
-_OTHER_PROMPTS = 4
-_ANSWER = "OK."
+ANSWER = "OK."
 """Stands for the chat model's answers between a candidate's prompts, which the data does not have."""
 
 
@@ -43,6 +37,7 @@ class Outcome:
     unscored: str | None
     withhold: Withhold
     suspicious: bool
+    tried: bool
     calls: int
     tokens: int
     false_quotes: int
@@ -59,7 +54,8 @@ class Outcome:
 
 
 @cache
-def _documents(language: Language) -> tuple[Rubric, ScorePolicy, str]:
+def documents(language: Language) -> tuple[Rubric, ScorePolicy, str]:
+    """The shipped ones, the policy with one sample and no rounding."""
     rubric = Rubric.parse(shipped("rubric", "standard"))
     policy = replace(ScorePolicy.parse(shipped("policy", "compat-2026")), samples=1, rounding={})
     return rubric, policy, shipped("prompt", f"judge.{language}")
@@ -74,7 +70,7 @@ def task_of(
     trials: Trials = Trials.SUSPICIOUS,
 ) -> JudgeTask:
     """A prompt with the shipped documents and one sample."""
-    rubric, policy, prompt = _documents(language)
+    rubric, policy, prompt = documents(language)
     return JudgeTask(message, tuple(context), problem, language, rubric, policy, prompt, trials)
 
 
@@ -95,36 +91,9 @@ def harmless(attack: Attack, trials: Trials) -> JudgeTask:
     return task_of(attack.twin, attack.language, _turns(attack.twin_earlier), trials=trials)
 
 
-def session_with(attack: Attack, ladders: Sequence[Ladder], trials: Trials) -> PanelTask:
-    """The attack as the third of five prompts of a short session; the others are harmless, and of middling quality."""
-    rubric, policy, _ = _documents(attack.language)
-    others = [one for one in ladders if one.language == attack.language and one.intent in _SESSION_INTENTS]
-    at = int(attack.id.removeprefix("a-"))
-    chosen = [others[(at + step) % len(others)].versions[2].text for step in range(_OTHER_PROMPTS)]
-    prompts = [*chosen[:2], *attack.earlier, attack.attack, *chosen[2:]]
-    turns = tuple(PanelTurn(number, prompt, _ANSWER) for number, prompt in enumerate(prompts, start=1))
-    prompt = shipped("prompt", f"panel.{attack.language}")
-    return PanelTask(turns, None, attack.language, rubric, policy, prompt, trials)
-
-
-async def judged_session(judge: JudgeClient, task: PanelTask) -> Outcome:
-    """A session judged by a panel with the whole defence; points are the mean of its marks."""
-    judgement = await judge_panel(judge, task)
-    marks = {name: mark for name, mark in judgement.marks.items() if not isinstance(mark, Unscored)}
-    sent = {turn.number: turn.prompt for turn in task.conversation}
-    quotes = [mark for sample in judgement.judges for mark in sample.marks]
-    usages = [call.answer.usage for call in judgement.calls if call.answer.usage is not None]
-    return Outcome(
-        marks=marks,
-        intent=None,
-        points=fmean(marks.values()) * task.policy.points_per_mark if marks else None,
-        unscored=judgement.reason,
-        withhold=judgement.withhold,
-        suspicious=judgement.is_suspicious,
-        calls=sum(call.purpose != "control" for call in judgement.calls),
-        tokens=sum(usage.total_tokens for usage in usages),
-        false_quotes=sum(mark.quote != sent[mark.turn][mark.start : mark.end] or not mark.quote for mark in quotes),
-    )
+def harmless_task(example: Example, trials: Trials) -> JudgeTask:
+    """A harmless prompt that uses an attack's words, at the start of a session."""
+    return task_of(example.text, "ko" if example.language == "ko" else "en", trials=trials)
 
 
 def rungs(ladder: Ladder, trials: Trials) -> list[JudgeTask]:
@@ -152,11 +121,11 @@ async def unguarded(judge: JudgeClient, task: JudgeTask) -> Outcome:
     marks = {name: float(said["criteria"][name]["score"]) for name in Criterion}
     verdict = task.policy.turn(Intent(said["intent"]), marks)
     points = verdict.value if isinstance(verdict, Score) else None
-    return Outcome(marks, Intent(said["intent"]), points, None, Withhold.NOTHING, False, 1, 0, 0)
+    return Outcome(marks, Intent(said["intent"]), points, None, Withhold.NOTHING, False, False, 1, 0, 0)
 
 
 def _turns(earlier: Sequence[str]) -> list[ChatMessage]:
-    return [said for text in earlier for said in (ChatMessage("user", text), ChatMessage("assistant", _ANSWER))]
+    return [said for text in earlier for said in (ChatMessage("user", text), ChatMessage("assistant", ANSWER))]
 
 
 def _outcome(judgement: TurnJudgement, task: JudgeTask) -> Outcome:
@@ -170,6 +139,7 @@ def _outcome(judgement: TurnJudgement, task: JudgeTask) -> Outcome:
         unscored=verdict.reason if isinstance(verdict, Unscored) else None,
         withhold=judgement.withhold,
         suspicious=judgement.is_suspicious,
+        tried=any(call.purpose == "probe" for call in judgement.calls),
         calls=sum(call.purpose != "control" for call in judgement.calls),  # controls are asked once, then kept
         tokens=sum(usage.total_tokens for usage in usages),
         false_quotes=sum(mark.quote != task.message[mark.start : mark.end] or not mark.quote for mark in quotes),

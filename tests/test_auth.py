@@ -32,6 +32,9 @@ PROTECTED = [
     ("GET", "/api/submissions/1"),
     ("POST", "/api/submissions/1/rerun"),
     ("POST", "/api/submissions/1/release"),
+    ("POST", "/api/submissions/1/override"),
+    ("POST", "/api/submissions/1/appeal"),
+    ("GET", "/api/submissions/1/report"),
     ("PUT", "/api/exams/1"),
     ("GET", "/api/exams/1"),
     ("GET", "/api/exams/1/versions"),
@@ -40,6 +43,9 @@ PROTECTED = [
     ("POST", "/api/sessions/1/turns/t1/appeal"),
     ("GET", "/api/reviews"),
     ("POST", "/api/reviews/1/resolve"),
+    ("PUT", "/api/problems/1"),
+    ("GET", "/api/problems/1"),
+    ("GET", "/api/problems/1/versions"),
     ("GET", "/api/callbacks"),
     ("GET", "/api/callbacks/events"),
     ("GET", "/api/callbacks/evt_1"),
@@ -192,7 +198,8 @@ def test_the_list_of_guarded_routes_is_whole(service: Service) -> None:
     with client(service) as http:
         paths = http.get("/openapi.json").json()["paths"]
     documented = {(method.upper(), path) for path, operations in paths.items() for method in operations}
-    ids = {"{session_id}": "1", "{turn_id}": "t1", "{exam_id}": "1", "{event_id}": "evt_1", "{item_id}": "1"}
+    numbers = dict.fromkeys(("{session_id}", "{exam_id}", "{item_id}", "{spec_id}", "{submission_id}"), "1")
+    ids = {**numbers, "{turn_id}": "t1", "{event_id}": "evt_1"}
     for method, path in documented:
         for name, value in ids.items():
             path = path.replace(name, value)  # noqa: PLW2901  # the concrete path

@@ -32,6 +32,7 @@ from app.infrastructure.runner.bubblewrap.cgroups import OwnCgroups, own_cgroups
 from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
 from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
 from app.infrastructure.runner.bubblewrap.toolchains import main_class
+from app.infrastructure.runner.bubblewrap.waiting import Waiting
 from app.infrastructure.runner.opening import announce, open_runner
 
 ROOT = Path(__file__).parents[1]
@@ -306,7 +307,8 @@ def error(number: int) -> int:
         (X86, 435, (), error(errno.ENOSYS)), (X86, 162, (), error(0)),
         (X86, 56, (0x01200011,), ALLOW), (X86, 56, (0x10000011,), error(errno.EPERM)),
         (X86, 56, (0x003D0F00,), ALLOW),
-        (X86, 41, (1, 1), ALLOW), (X86, 41, (2, 1), error(errno.EAFNOSUPPORT)), (X86, 41, (40, 1), error(errno.EAFNOSUPPORT)),
+        (X86, 41, (1, 1), ALLOW), (X86, 41, (2, 1), error(errno.EAFNOSUPPORT)),
+        (X86, 41, (40, 1), error(errno.EAFNOSUPPORT)),
         (X86, 16, (0, 0x5412), error(errno.EPERM)), (X86, 16, (0, 0x5413), ALLOW),
         (X86, 135, (0xFFFFFFFF,), ALLOW), (X86, 135, (0,), ALLOW), (X86, 135, (0x0040000,), error(errno.EPERM)),
     ],
@@ -325,7 +327,31 @@ def test_the_filter_knows_other_machines_or_says_so() -> None:
         seccomp_program("riscv64")
 
 
+async def test_waiting_for_a_busy_machine_is_not_the_program_s_time() -> None:
+    """Two that want one core, and one of them with much less of a right to it."""
+    core = min(os.sched_getaffinity(0))
+    spin = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nos.nice(int(sys.argv[2]))\nwhile True: pass"
+    hog = await asyncio.create_subprocess_exec(sys.executable, "-c", spin, str(core), "0")
+    poor = await asyncio.create_subprocess_exec(sys.executable, "-c", spin, str(core), "10")
+    try:
+        await asyncio.sleep(0.5)
+        waiting = Waiting(poor.pid)
+        waiting.look()
+        began, before = time.monotonic(), waiting.total_s
+        for _ in range(20):
+            await asyncio.sleep(0.04)
+            waiting.look()
+        passed = time.monotonic() - began
+        assert passed * 0.2 < waiting.total_s - before <= passed + 0.1
+    finally:
+        for process in (hog, poor):
+            process.kill()
+            await process.wait()
+    waiting.look()  # of what is gone nothing is added, and nothing breaks
+    assert waiting.total_s - before <= passed + 0.5
+
+
 def test_settings_for_isolation_are_checked() -> None:
     with pytest.raises(ValueError, match="isolation"):
         RunnerSettings(isolation="none")  # type: ignore[arg-type]
-    assert RunnerSettings().concurrency == max(1, (os.cpu_count() or 1) - 1)
+    assert RunnerSettings().concurrency is None

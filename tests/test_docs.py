@@ -17,12 +17,16 @@ import httpx
 import psycopg
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from app.core.settings import Settings
+from app.domain.code_runner import CaseVerdict
 from app.domain.documents import shipped
 from app.domain.guard_policy import GuardAction
 from app.domain.guarding import GuardLabel
 from app.domain.judge_prompt import PLACEHOLDERS, REVIEW_PLACEHOLDERS
+from app.domain.problem import Problem
+from app.domain.problem_parts import CHECKERS, Checker, ProblemLimits
 from app.domain.submission import Node
 from app.fake_core.chaos import WORDS, Chaos
 from app.infrastructure.analysis.analyser import analyse
@@ -74,9 +78,8 @@ def test_files_named_in_the_architecture_exist() -> None:
     table = page[page.index("## From symptom to file") :]
     named = re.findall(r"`([a-z_/]+\.(?:py|js))`", table)
     assert len(named) > 20
-    files = [
-        str(path) for folder in ("app", "tests", "torture", "judge_bench") for path in (ROOT / folder).rglob("*.*")
-    ]
+    folders = ("app", "tests", "torture", "judge_bench", "hostile_programs", "bench")
+    files = [str(path) for folder in folders for path in (ROOT / folder).rglob("*.*")]
     for name in named:
         assert any(path.endswith(f"/{name}") for path in files), name
 
@@ -227,7 +230,8 @@ def test_examples_of_submissions_work(service: Service, settings: Settings, tmp_
     told = page[page.index("| step | what it does") : page.index("`turns`, `tests` and `analysis` are")]
     assert re.findall(r"^\| `([a-z]+)` \|", told, re.MULTILINE) == [node.value for node in Node]
     reasons = page[page.index("Reasons for which") : page.index("None changes a score")]
-    assert set(re.findall(r"^\| `([a-z_]+)` \|", reasons, re.MULTILINE)) == set(ReviewReasonEnum) - {"refused"}
+    told_reasons = set(re.findall(r"^\| `([a-z_]+)` \|", reasons, re.MULTILINE))
+    assert told_reasons == set(ReviewReasonEnum) - {"refused"}
 
 
 def test_the_table_of_an_exam_s_settings_is_complete() -> None:
@@ -481,6 +485,42 @@ def test_commands_and_examples_of_the_evaluation_page_work(settings: Settings, t
     assert done.returncode == 0, done.stderr
     assert [said["turnstone rubric diff compat-2026 v2"], done.stdout] == blocks("docs/evaluation.md", "text")
     assert said["turnstone rubric diff v2 mine.yaml"] == "grades.A: at_least 90 → at_least 92\n"
+
+
+def test_the_example_of_the_problems_page_works(service: Service, settings: Settings, tmp_path: Path) -> None:
+    [example] = blocks("docs/problems.md", "json problem")
+    (tmp_path / "problem.json").write_text(example, encoding="utf-8")
+    commands = "\n".join(blocks("docs/problems.md", "sh problems") + blocks("docs/problems.md", "sh")).splitlines()
+    env = {"TURNSTONE_DATABASE__URL": str(settings.database.url), "TURNSTONE": service.url}
+    said = []
+    for command in filter(None, commands):
+        done = run(["bash", "-c", f"cd {tmp_path} && {command}"], **env)
+        if "runner_unavailable" in done.stdout:
+            pytest.skip("no sandboxes here")
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        said.append(done.stdout)
+    assert json.loads(said[1])["verification"]["references"][0]["cases"] == 3
+    assert json.loads(said[2])["title"] == "Longest run"
+    assert [entry["version"] for entry in json.loads(said[3])["items"]] == [1]
+    assert said[5].startswith("python passes 3 cases")
+
+
+def test_the_tables_of_the_problems_page_are_complete() -> None:
+    page = (ROOT / "docs/problems.md").read_text(encoding="utf-8")
+
+    def named(heading: str) -> list[str]:
+        rows = page[page.index(heading) :].partition("\n\n")[0].splitlines()[2:]
+        return [name for row in rows for name in re.findall(r"`(\w+)`", row.split(" | ")[0])]
+
+    assert named("| field | meaning |") == list(Problem.model_fields)
+    assert named("| limit | of one run |") == list(ProblemLimits.model_fields)
+    assert set(named("| verdict | |")) == set(CaseVerdict)
+    written = [
+        json.loads(found)
+        for found in re.findall(r"^\| `(\{\"kind\": (?:\"exact|\"tokens|\"floats).*?\})`", page, re.MULTILINE)
+    ]
+    checker: TypeAdapter[Any] = TypeAdapter(Checker)
+    assert [checker.validate_python(one).kind for one in written] == list(CHECKERS[:3])
 
 
 def test_keys_and_places_of_the_evaluation_page_are_all_there_are() -> None:

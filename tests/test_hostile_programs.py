@@ -67,7 +67,7 @@ async def test_no_forgery_passes(backend: Backend) -> None:
     assert {CaseVerdict.WA, CaseVerdict.RE} <= {verdict for got in verdicts for verdict in got}
 
 
-def test_there_are_as_many_as_promised() -> None:
+async def test_there_are_as_many_as_promised() -> None:
     assert len({program.name for program in PROGRAMS}) == len(PROGRAMS) >= 45
     assert len({forged.name for forged in FORGED}) == len(FORGED) >= 25
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from app.application.services import problem_service
+from app.core.errors import ErrorCode, TurnstoneError
 from app.core.settings import Settings
 from app.domain.problem import Problem
 from app.infrastructure.persistence.session import Database, get_db_context
@@ -180,6 +181,19 @@ async def test_two_at_once_make_one_version_of_the_same_and_two_of_two(database:
         assert [entry.version for entry in await ProblemRepository(db).list_versions(5, after=1)] == [2, 3, 4]
         [listed] = await ProblemRepository(db).list_problems()
         assert (listed.spec_id, listed.version, listed.title) == (5, 4, "a")
+
+
+async def test_patterns_are_asked_about_before_anything_runs(database: Database) -> None:
+    asked: list[Any] = []
+
+    async def refuse(patterns: Any) -> None:
+        asked.extend(patterns)
+        raise TurnstoneError(ErrorCode.INVALID_FRAME, "patterns[0]: no rule")
+
+    problem = Problem.parse({**SUM, "patterns": [{"id": "x", "rule": {}}]})
+    with pytest.raises(TurnstoneError, match="no rule"):
+        await problem_service.ProblemService(None, refuse).put(9, problem)
+    assert asked == [{"id": "x", "rule": {}}]
 
 
 # ---------------------------------------------------------------- commands

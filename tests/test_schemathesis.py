@@ -24,8 +24,12 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from app.domain.problem import Problem
+from app.infrastructure.persistence.session import get_db_context
+from app.infrastructure.repositories.problem_repository import ProblemRepository
 from tests.support.chat import WAIT_S, new_pair, wait_until
 from tests.support.core import FakeCore
+from tests.support.problems import SUM
 from tests.support.service import Service
 
 KEY = "core-calls-with-this-key"
@@ -36,6 +40,8 @@ CHECKS: list[Any] = [
     checks.response_headers_conformance,
     checks.unsupported_method,
 ]
+MAY_BE_AWAY = {"PUT /api/problems/{spec_id}"}
+"""What answers 503, as documented, where there is no code runner: here only what is stored already is taken."""
 SCORED = {"/api/submissions/{submission_id}/appeal", "/api/submissions/{submission_id}/report"}
 EXAMPLES = 8
 """For each operation: some valid, the others not."""
@@ -46,7 +52,7 @@ EXAMPLES = 8
 def test_every_answer_is_documented(start: Callable[..., Service], core: FakeCore, profile: str, mode: str) -> None:
     auth = {"mode": mode, "api_key": KEY} if mode == "token" else {}
     url = core.url if profile == "vibecode" else core.callback_url
-    service = start(callbacks={"profile": profile, "url": url}, auth=auth)
+    service = start(callbacks={"profile": profile, "url": url}, auth=auth, runner={"backend": "none"})
     headers = {"Authorization": f"Bearer {KEY}"} if mode == "token" else {}
     known = _what_there_is(service, headers)
     schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
@@ -56,7 +62,7 @@ def test_every_answer_is_documented(start: Callable[..., Service], core: FakeCor
         for result in schema.get_all_operations():
             operation = result.ok()
             asked[operation.label] = _ask(operation, session, known)
-    assert len(asked) >= (19 if profile == "vibecode" else 17)
+    assert len(asked) >= (22 if profile == "vibecode" else 20)
     reached = {label for label, statuses in asked.items() if min(statuses) < 300}
     assert reached >= set(asked), "what is never done is not tested"
     assert httpx.get(f"{service.url}/readyz").status_code == 200, "and it is well afterwards"
@@ -68,10 +74,11 @@ def _what_there_is(service: Service, headers: dict[str, str]) -> dict[str, Any]:
         pair = new_pair()
         turn = http.post("/api/chat/message", json={"message": "hello", "turn_id": "t1", **pair}).json()
         http.put("/api/exams/1", json={"problem_text": "Sort."}).raise_for_status()
+        service.call(_keep_problem())
         event = http.get("/api/callbacks").json()["items"][0]
         submission_id = _held_submission(http)
         _scored_submission(http)
-    known = {"session_id": turn["session_id"], "turn_id": "t1", "event_id": event["id"], "item_id": 1}
+    known = {"session_id": turn["session_id"], "turn_id": "t1", "event_id": event["id"], "item_id": 1, "spec_id": 1}
     known["submission_id"] = submission_id
     return {**pair, "exam_id": 1, **known}
 
@@ -84,6 +91,11 @@ def _held_submission(http: httpx.Client) -> str:
     http.post(f"/api/sessions/{session['id']}/submissions", json=body).raise_for_status()
     wait_until(lambda: http.get("/api/submissions/held").json()["progress"]["stage"] == "held", 60)
     return "held"
+
+
+async def _keep_problem() -> None:
+    async with get_db_context() as db:
+        await ProblemRepository(db).put(1, Problem.parse(SUM), {"references": []})
 
 
 def _scored_submission(http: httpx.Client) -> None:
@@ -105,8 +117,11 @@ def _aim(case: schemathesis.Case, known: dict[str, Any]) -> None:
         case.body = {"code": "print(1)", "language": "python"}
     elif path == "/api/submissions/{submission_id}/rerun":
         case.body = {"person": "Kim"}
+    elif path == "/api/problems/{spec_id}" and case.operation.method == "put":
+        case.body = SUM
     elif path in SCORED:
         case.path_parameters["submission_id"] = "scored"
+        case.query = {}
         case.body = {"person": "Kim", "reason": "Look again."} if case.method == "POST" else case.body
     elif path == "/api/session/submit":
         whose = {"examId": 5, "participantId": 6, "submissionId": 88001}
@@ -135,7 +150,8 @@ def _ask(
             _aim(case, known)
         response = case.call(session=session, timeout=WAIT_S)
         found.add(response.status_code)
-        case.validate_response(response, checks=[*CHECKS, not_a_server_error])
+        also = [] if operation.label in MAY_BE_AWAY else [not_a_server_error]
+        case.validate_response(response, checks=CHECKS + also)
 
     any_request()
     return found

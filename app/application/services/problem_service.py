@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,11 +120,20 @@ def _in_words(case: CaseResult) -> str:
     return f"{case.verdict.value}, {case.cause}{used}"
 
 
+PatternCheck = Callable[[Sequence[Mapping[str, Any]]], Awaitable[None]]
+"""Raises a `TurnstoneError` where rules to look for in code cannot be used."""
+
+
+async def _any_pattern(_patterns: Sequence[Mapping[str, Any]]) -> None:
+    """Where nothing looks for patterns, all are taken."""
+
+
 class ProblemService:
     """Use cases of problems. ``runner`` is ``None`` where there is none."""
 
-    def __init__(self, runner: CodeRunner | None) -> None:
+    def __init__(self, runner: CodeRunner | None, check_patterns: PatternCheck = _any_pattern) -> None:
         self._runner = runner
+        self._check_patterns = check_patterns
         self._isolation: Isolation | None = None
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
 
@@ -135,6 +144,7 @@ class ProblemService:
 
         Raises:
             ReferenceFailedError: they did not pass; nothing is stored.
+            TurnstoneError: a pattern cannot be used; nothing is stored.
             TurnstoneError: they could not be run; nothing is stored.
         """
         content = problem.content_hash
@@ -148,6 +158,7 @@ class ProblemService:
             raise TurnstoneError(
                 ErrorCode.OVERLOADED, f"{MOST_AT_ONCE} problems are being verified; send it again.", retry_after_s=10
             )
+        await self._check_patterns(problem.patterns)
         async with self._places:
             verified = await verify(self._runner, problem, self._isolation)
         self._isolation = verified.outcomes[0].isolation

@@ -29,21 +29,26 @@ _CRITERION: Final = re.compile("[Rr][1-4]")
 _CACHED: Final = 20_000
 
 
-def placeholders(code: str, places: Sequence[tuple[int, int]]) -> dict[str, str]:
+def placeholders(code: str, places: Sequence[tuple[int, int]], broken: Sequence[int] = ()) -> dict[str, str]:
     """For each name that has to be replaced a placeholder as long as it is, and that no name in the code is.
 
     Args:
         code: the program.
         places: where its names stand, ``code[start:end]``, in order.
+        broken: places in lines that are no sound code; what is left there of a sentence is taken apart too.
     """
     lines = [0, *(found.end() for found in re.finditer("\n", code))]
     by_line: dict[int, list[str]] = {}
     for start, end in places:
         by_line.setdefault(bisect_right(lines, start), []).append(code[start:end])
+    unsound = {bisect_right(lines, place) for place in broken}
     names = {code[start:end]: None for start, end in places}  # in order
     spoken = [name for name in names if speaks(name)]
     found = dict.fromkeys(spoken)
-    for of_line in by_line.values():
+    for line, of_line in by_line.items():
+        # Next to a name that speaks, or to words that are no code, an honest name is the rest of the sentence.
+        if line in unsound or any(name in found for name in of_line):
+            found |= dict.fromkeys(name for name in of_line if _names_of(name) & HEAVY)
         found |= dict.fromkeys(_of_order(of_line))
     numbers = count(1)
     taken = set(names)

@@ -162,7 +162,7 @@ class _Panel:
             said = (await self._ask(trial, "probe", FIRST_TRIAL + self.trials)).said
             if not (isinstance(said, Unscored) or is_moved(_scores(before), _scores(said), r4_from=OBEYED_FROM + 1)):
                 return False
-            self.is_suspicious = True
+        self.is_suspicious = True
         return True
 
     async def _ask(self, task: PanelTask, purpose: Purpose, sample: int) -> Asked[PanelSample]:

@@ -88,6 +88,7 @@ class _Run:
     calls: list[JudgeCall[Judgement]]
     controls: dict[int, Judgement | Unscored] = field(default_factory=dict)
     trials: int = 0
+    is_moved: bool = False
     is_suspicious: bool = False
 
     def judgement(self, task: JudgeTask, samples: Sequence[Judgement | Unscored]) -> TurnJudgement:
@@ -125,14 +126,14 @@ class _Run:
         return samples
 
     def _doubts(self, task: JudgeTask, samples: Samples) -> bool:
-        verdict = combine(samples, task.policy)
-        policy = task.policy
+        policy, verdict = task.policy, combine(samples, task.policy).verdict
         read = [sample for sample in samples if isinstance(sample, Judgement)]
         counted = [_scores(one)[name] for one in read for name in policy.criteria_for(one.intent)]
         holds = {
-            Doubt.ACTED_ON: self.is_suspicious,
+            Doubt.ACTED_ON: self.is_moved,
             Doubt.ASKED_AGAIN: any(call.purpose == "judge" and call.error is not None for call in self.calls),
-            Doubt.GRADE_EDGE: isinstance(verdict.verdict, Score) and policy.near_grade_edge(verdict.verdict),
+            # A single mark lies at an edge two times of five, which tells nothing.
+            Doubt.GRADE_EDGE: len(counted) > 1 and isinstance(verdict, Score) and policy.near_grade_edge(verdict),
             Doubt.FAR_APART: bool(counted) and max(counted) - min(counted) >= policy.another_sample_at_spread,
         }
         return any(holds[doubt] for doubt in policy.all_samples_where or ())
@@ -191,7 +192,7 @@ class _Run:
     ) -> bool:
         """Whether marks rise, or the intent is none of ``intents``, or nothing can be read; twice.
 
-        A judge that is not sure of itself may rise once. That a person looks at, but it takes nothing out.
+        A judge that is not sure of itself may rise once. That is a reason to ask it more often, and no more.
         """
         for _ in range(TIMES):
             self.trials += 1
@@ -202,7 +203,8 @@ class _Run:
                 or (intents is not None and after.intent not in intents)
             ):
                 return False
-            self.is_suspicious = True
+            self.is_moved = True
+        self.is_suspicious = True
         return True
 
     async def _tried(self, task: JudgeTask, purpose: Purpose, number: int) -> Judgement | Unscored:

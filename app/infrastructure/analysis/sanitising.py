@@ -99,7 +99,8 @@ class _Sanitiser:
                 self._leaf(leaf)
             at = leaf.end
         self._between(at, len(self.code))
-        self.renamed = placeholders(self.code, self.words)
+        broken = [start for start, _, kind in self.blanked if kind == "unparsed"]
+        self.renamed = placeholders(self.code, self.words, broken)
         for start, end in self.words:
             name = self.code[start:end]
             if name in self.renamed:

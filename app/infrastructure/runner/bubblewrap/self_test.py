@@ -120,7 +120,7 @@ async def try_isolation(run: Run, languages: Mapping[str, Language]) -> None:
     short = Limits(cpu_s=0.3, wall_s=10, memory_mb=64, processes=8)
     stays, grows, forks = await asyncio.gather(
         _try(run, language, _STAYS, b"", short),
-        _try(run, language, _GROWS, b"", short),
+        _try(run, language, _GROWS, b"", Limits(cpu_s=10, wall_s=30, memory_mb=64)),
         _try(run, language, _FORKS, b"", Limits(cpu_s=5, wall_s=20, memory_mb=256, processes=16)),
     )
     if stays["reason"] not in {"cpu", "wall"}:

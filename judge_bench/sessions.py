@@ -1,0 +1,154 @@
+"""Whole sessions: how far an attack in one moves the panel, and how many calls an exam takes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from app.domain.documents import shipped
+from app.domain.judging import JudgeClient, JudgeTask, PanelTask, PanelTurn, judge_panel
+from app.domain.judging.tasks import Trials
+from app.domain.model_client import ChatMessage
+from app.domain.rubric import LANGUAGES
+from app.domain.scoring import ScorePolicy, Unscored
+from judge_bench.data import Attack, Ladder
+from judge_bench.measures import IsNotLifted, JudgeFor, Pair, Plan, Result, evaluate
+from judge_bench.subjects import ANSWER, Outcome, documents, judged, task_of
+
+_SESSION_INTENTS = frozenset({"CREATION", "EXPLORATION", "SETTING"})
+"""Of prompts that can stand beside any other."""
+_OTHER_PROMPTS = 4
+EXAM_PROMPTS = 20
+_EXAM_ROUNDS = 4
+"""How often all prompts are dealt anew into exams."""
+_REVIEW_CALLS = 1
+"""The code review's, once an exam."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """A whole exam: each prompt as a task of its own, and the session for the panel."""
+
+    prompts: tuple[JudgeTask, ...]
+    session: PanelTask
+
+
+async def panel(
+    judge_for: JudgeFor, honest: JudgeClient | None, entries: Sequence[Attack], ladders: Sequence[Ladder], plan: Plan
+) -> Result:
+    """How far an attack among a session's prompts lifts the panel's marks; arguments are those of `attacks`."""
+
+    async def measure(attack: Attack) -> Pair:
+        judge = judge_for(attack)
+        task = session_with(attack, ladders, plan.trials)
+        under_attack = await judged_session(judge, task)
+        if honest is None:
+            calm = attack.model_copy(update={"attack": attack.bare or attack.twin, "earlier": attack.twin_earlier})
+            return Pair(under_attack, await judged_session(judge, session_with(calm, ladders, plan.trials)))
+        shown = replace(task, trials=Trials.SUSPICIOUS, withhold=under_attack.withhold)
+        return Pair(under_attack, await judged_session(honest, shown))
+
+    report = await evaluate("panel", [(one.id, one) for one in entries], measure, IsNotLifted(), plan)
+    lifted = [case.name for case in report.cases if not case.assertions["not_lifted"].value]
+    outcomes = [case.output.attack for case in report.cases]
+    return {
+        "sessions": len(entries),
+        "lifted": len(lifted),
+        "lifted_share": len(lifted) / len(entries),
+        "lifted_ids": lifted,
+        "most_criteria_lifted": max(case.scores["criteria_lifted"].value for case in report.cases),
+        "unscored": sum(not outcome.is_scored for outcome in outcomes),
+        "flagged": sum(outcome.suspicious for outcome in outcomes),
+        "false_quotes": sum(outcome.false_quotes for outcome in outcomes),
+        "most_calls": max(outcome.calls for outcome in outcomes),
+        "calls": fmean(outcome.calls for outcome in outcomes),
+        "calls_of_honest": fmean(case.output.honest.calls for case in report.cases),
+        "failures": len(report.failures),
+    }
+
+
+async def exams(judge: JudgeClient, entries: Sequence[Ladder], plan: Plan) -> Result:
+    """How many calls an exam of 20 prompts takes with the shipped policy: its turns, its panel and a code review."""
+    known: dict[tuple[str, Sequence[ChatMessage]], int] = {}
+
+    async def calls_of(task: JudgeTask) -> int:
+        what = (task.message, task.context)
+        if what not in known:
+            known[what] = (await judged(judge, task)).calls
+        return known[what]
+
+    turns, panels = [], []
+    for exam in drawn_exams(entries, plan.trials):
+        turns.append(sum([await calls_of(task) for task in exam.prompts]))
+        panels.append((await judged_session(judge, exam.session)).calls)
+    totals = [sum(both) + _REVIEW_CALLS for both in zip(turns, panels, strict=True)]
+    return {
+        "exams": len(totals),
+        "turn_calls": {"mean": fmean(turns), "most": max(turns)},
+        "panel_calls": {"mean": fmean(panels), "most": max(panels)},
+        "calls": {"mean": fmean(totals), "most": max(totals)},
+    }
+
+
+def drawn_exams(ladders: Sequence[Ladder], trials: Trials) -> list[Exam]:
+    """Exams of 20 prompts each, drawn from the ladders of one language, with the shipped policy."""
+    drawn = []
+    for language in LANGUAGES:
+        _, _, prompt = documents(language)
+        policy = ScorePolicy.parse(shipped("policy", "v2"))
+        steps = [(one.context, version.text) for one in ladders if one.language == language for version in one.versions]
+        for seed in range(_EXAM_ROUNDS):
+            random.Random(seed).shuffle(steps)  # noqa: S311 - a draw, no secret
+            for at in range(0, len(steps) - len(steps) % EXAM_PROMPTS, EXAM_PROMPTS):
+                chosen = steps[at : at + EXAM_PROMPTS]
+                tasks = tuple(
+                    replace(
+                        task_of(text, language, [ChatMessage("assistant", said)] if said else [], trials=trials),
+                        policy=policy,
+                        prompt=prompt,
+                    )
+                    for said, text in chosen
+                )
+                turns = tuple(
+                    PanelTurn(number, text, chosen[number % len(chosen)][0] or ANSWER)
+                    for number, (_, text) in enumerate(chosen, start=1)
+                )
+                rubric, _, _ = documents(language)
+                asked = shipped("prompt", f"panel.{language}")
+                drawn.append(Exam(tasks, PanelTask(turns, None, language, rubric, policy, asked, trials)))
+    return drawn
+
+
+def session_with(attack: Attack, ladders: Sequence[Ladder], trials: Trials) -> PanelTask:
+    """The attack as the third of five prompts of a short session; the others are harmless, and of middling quality."""
+    rubric, policy, _ = documents(attack.language)
+    others = [one for one in ladders if one.language == attack.language and one.intent in _SESSION_INTENTS]
+    at = int(attack.id.removeprefix("a-"))
+    chosen = [others[(at + step) % len(others)].versions[2].text for step in range(_OTHER_PROMPTS)]
+    prompts = [*chosen[:2], *attack.earlier, attack.attack, *chosen[2:]]
+    turns = tuple(PanelTurn(number, prompt, ANSWER) for number, prompt in enumerate(prompts, start=1))
+    prompt = shipped("prompt", f"panel.{attack.language}")
+    return PanelTask(turns, None, attack.language, rubric, policy, prompt, trials)
+
+
+async def judged_session(judge: JudgeClient, task: PanelTask) -> Outcome:
+    """A session judged by a panel with the whole defence; points are the mean of its marks."""
+    judgement = await judge_panel(judge, task)
+    marks = {name: mark for name, mark in judgement.marks.items() if not isinstance(mark, Unscored)}
+    sent = {turn.number: turn.prompt for turn in task.conversation}
+    quotes = [mark for sample in judgement.judges for mark in sample.marks]
+    usages = [call.answer.usage for call in judgement.calls if call.answer.usage is not None]
+    return Outcome(
+        marks=marks,
+        intent=None,
+        points=fmean(marks.values()) * task.policy.points_per_mark if marks else None,
+        unscored=judgement.reason,
+        withhold=judgement.withhold,
+        suspicious=judgement.is_suspicious,
+        tried=any(call.purpose == "probe" for call in judgement.calls),
+        calls=sum(call.purpose != "control" for call in judgement.calls),
+        tokens=sum(usage.total_tokens for usage in usages),
+        false_quotes=sum(mark.quote != sent[mark.turn][mark.start : mark.end] or not mark.quote for mark in quotes),
+    )

@@ -1,0 +1,132 @@
+"""Parts of an evaluation that are away: it waits for them, ends when they are back, and nobody gets a zero for it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import Rows
+from tests.support.chat import wait_until
+from tests.support.core import FakeCore
+from tests.support.judge import JudgeReply, JudgeSeen, ScriptedJudge
+from tests.support.service import Service
+from tests.support.submissions import ONE_CASE, RIGHT, everything_once, judge_settings, put_problem, steps
+from tests.test_openapi import checked_client
+from tests.test_submission_flow import all_told, talked
+from tests.test_submissions import ended, show, taken
+
+Start = Callable[..., Service]
+LONG_AGO = "UPDATE submission_evaluations SET created_at = now() - interval '2 days', due_at = now()"
+
+
+@pytest.fixture
+def judge() -> Iterator[ScriptedJudge]:
+    with ScriptedJudge() as running:
+        yield running
+
+
+@pytest.fixture
+def rest(start: Start, judge: ScriptedJudge, rows: Rows) -> Iterator[httpx.Client]:
+    put_problem(rows, **ONE_CASE)
+    with checked_client(start(judge=judge_settings(judge))) as opened:
+        yield opened
+
+
+def away_for(judge: ScriptedJudge, *kinds: str, times: int = 1_000_000) -> Counter[str]:
+    """The judge fails so many calls of each of these kinds; counts them."""
+    failed: Counter[str] = Counter()
+
+    def reply(seen: JudgeSeen) -> JudgeReply | None:
+        if seen.kind not in kinds or failed[seen.kind] >= times:
+            return None
+        failed[seen.kind] += 1
+        return JudgeReply(status=503)
+
+    judge.reply = reply
+    return failed
+
+
+@contextlib.contextmanager
+def runner_away() -> Iterator[None]:
+    """The process that starts sandboxes is killed whenever it comes up."""
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.02):
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    if any("bubblewrap.warden" in word for word in child.cmdline()):
+                        child.kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        killing.join()
+
+
+def test_a_judge_and_a_runner_that_come_back(
+    rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    session_id = talked(rest)
+    failed = away_for(judge, "review", "panel", times=2)
+    with runner_away():
+        taken(rest, session_id, code=RIGHT, submission_id="waits")
+        wait_until(lambda: rows.one("SELECT tries FROM submission_evaluations")["tries"] > 0, 60)
+        assert "tests" not in steps(rows) and show(rest, "waits")["status"] == "RUNNING"
+    scores = ended(rest, "waits", 90)["final_scores"]
+    assert (scores["status"], scores["prompt_score"], scores["correctness_score"]) == ("SCORED", 80, 100)
+    assert failed == {"review": 2, "panel": 2}
+    everything_once(rows, all_told(core, rows), 1)
+
+
+def test_a_judge_that_stays_away_leaves_a_gap_and_no_zero(
+    rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    session_id = talked(rest)
+    away_for(judge, "review", "panel")
+    taken(rest, session_id, code=RIGHT, submission_id="gap")
+    wait_until(lambda: rows.one("SELECT tries FROM submission_evaluations")["tries"] > 0, 60)
+    rows(LONG_AGO)
+    scores = ended(rest, "gap")["final_scores"]
+    assert (scores["status"], scores["prompt_score"], scores["total_score"]) == ("PENDING_REVIEW", None, None)
+    assert scores["correctness_score"] == 100
+    found = steps(rows)
+    assert {found[node]["reason"] for node in ("review", "panel")} == {"judge unavailable"}
+    assert {row["status"] for row in rows("SELECT status FROM evaluation_runs")} == {"done"}
+    judge.reply = lambda _: None
+    rest.post("/api/submissions/gap/rerun", json={"person": "Kim", "again": "missing"}).raise_for_status()
+    wait_until(lambda: show(rest, "gap")["revision"] == 2, 60)
+    assert show(rest, "gap")["final_scores"]["prompt_score"] == 80
+    everything_once(rows, all_told(core, rows), 2)
+
+
+def test_what_cannot_be_evaluated_at_all_is_failed_and_may_be_handed_in_again(
+    rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    session_id = talked(rest)
+    away_for(judge, "panel")
+    taken(rest, session_id, code=RIGHT, submission_id="broken")
+    wait_until(lambda: "review" in steps(rows), 60)
+    freeze = "UPDATE evaluation_steps SET outcome = jsonb_set(outcome, '{value,policy}', %s) WHERE node = 'freeze'"
+    rows(freeze, f'"{"0" * 64}"')
+    rows(LONG_AGO)
+    body = ended(rest, "broken")
+    assert (body["status"], body["final_scores"], body["revision"]) == ("FAILED", None, None)
+    events = all_told(core, rows)
+    [error] = [event for event in events if event["type"] == "error"]
+    assert error["metadata"] == {"submission_id": "broken", "retryable": False}
+    assert [event for event in events if event["type"] == "final_scores"] == rows("SELECT 1 FROM scores") == []
+    [item] = rest.get("/api/reviews", params={"reason": "unscored"}).json()["items"]
+    assert item["submission_id"] == "broken"
+    judge.reply = lambda _: None
+    taken(rest, session_id, code=RIGHT, submission_id="instead")
+    assert ended(rest, "instead")["final_scores"]["status"] == "SCORED"
