@@ -101,7 +101,7 @@ async def _try_backend(backend: Backend, runs: int, only: str) -> int:
 def _overhead(found: Overhead) -> str:
     cost = found.sandbox_ms - found.plain_ms
     return (
-        f"a case {found.sandbox_ms:.0f} ms, the program alone {found.plain_ms:.0f} ms (medians): {cost:.0f} ms of overhead; "
+        f"a case {found.sandbox_ms:.0f} ms, the program alone {found.plain_ms:.0f} ms (medians): {cost:.0f} ms more; "
         f"{found.cases_per_s:.0f} cases/s with {_AT_ONCE} at once; load {found.load:.0f}"
     )
 
