@@ -217,6 +217,8 @@ async def _runner(settings: Settings) -> str:
             isolation = await runner.self_test()
             languages = await runner.languages()
         except RunnerUnavailableError as error:
+            if settings.runner.backend == "auto":  # the service does its other work without
+                return f"nothing can be run here, so submissions are put off: {error}"
             raise StartupError(error.problem, error.remedy) from None
     known = ", ".join(f"{name} {toolchain.version}" for name, toolchain in languages.items())
     return f"{isolation.backend}, limits by {isolation.level}; {known}"

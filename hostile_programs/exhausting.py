@@ -11,12 +11,19 @@ _OUTPUT = only(Ended.OLE)
 _VIRTUAL = Limits(cpu_s=1.5, wall_s=4, memory_mb=64, output_bytes=256 * 1024, processes=16, files_mb=8)
 
 
+_QUICK = {
+    "loop", "sleep", "ignore all signals", "die badly", "fork bomb", "thread bomb", "daemon that holds its output open",
+    "memory bomb", "memory of many children", "all descriptors", "file flood", "huge hole", "output flood",
+}  # fmt: skip
+"""One of each kind, for the suite."""
+
+
 def _py(name: str, body: str, ends: frozenset[Ended]) -> Hostile:
-    return Hostile(name, "python", python(body), ends)
+    return Hostile(name, "python", python(body), ends, quick=name in _QUICK)
 
 
 def _c(name: str, body: str, ends: frozenset[Ended], head: str = "") -> Hostile:
-    return Hostile(name, "c", c(body, head), ends)
+    return Hostile(name, "c", c(body, head), ends, quick=name in _QUICK)
 
 
 TIME = [

@@ -6,7 +6,6 @@ import base64
 import difflib
 import ipaddress
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -214,8 +213,8 @@ class RunnerSettings(_Section):
     backend: Literal["auto", "bubblewrap", "go-judge", "judge0", "none"] = "auto"
     url: HttpUrl | None = Field(None, repr=False, description="where go-judge or Judge0 answers")
     api_key: Key | None = None
-    concurrency: int = Field(
-        max(1, (os.cpu_count() or 1) - 1), ge=1, le=256, description="programs at once; all cores but one by default"
+    concurrency: int | None = Field(
+        None, ge=1, le=256, description="programs at once; as many as there are cores but one by default"
     )
     isolation: Literal["best", "cgroup2", "cgroup1", "rlimits"] = Field(
         "best", description="how bubblewrap holds limits: the best way there is, or only this one"

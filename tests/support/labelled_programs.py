@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E501  # programs have the lines they have
 PROGRAMS = {
     "python": """
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 
 import structlog
@@ -29,7 +30,9 @@ async def open_runner(settings: RunnerSettings, stack: AsyncExitStack) -> CodeRu
             from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
 
             level = None if settings.isolation == "best" else settings.isolation
-            runner = BubblewrapRunner(settings.concurrency, delegated=settings.cgroup, level=level)
+            # One core stays with the chats, whatever programs do.
+            concurrency = settings.concurrency or max(1, (os.cpu_count() or 1) - 1)
+            runner = BubblewrapRunner(concurrency, delegated=settings.cgroup, level=level)
             stack.push_async_callback(runner.close)
             return runner
         case "go-judge":

@@ -17,11 +17,11 @@ import termios
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from app.infrastructure.runner.bubblewrap.accounts import Account, tree_of
+from app.infrastructure.runner.bubblewrap.accounts import Account
 from app.infrastructure.runner.bubblewrap.launch import Box, launch, limit_process
 from app.infrastructure.runner.bubblewrap.streams import Stream
+from app.infrastructure.runner.bubblewrap.waiting import Waiting
 
 _SETUP_S = 20.0
 """Longest time for bubblewrap to make a sandbox; it takes 5 ms."""
@@ -151,12 +151,12 @@ class _Running:
 
     async def _watch(self, ended: asyncio.Future[None], begun: int) -> None:
         limits, cores = self._box.limits, os.cpu_count() or 1
+        waiting = Waiting(self._first)
         while not ended.done():
             now = time.monotonic()
             passed = now - begun / 1e9
-            left_wall = limits.wall_s - passed
-            if left_wall <= 0:
-                left_wall += min(self._waited_s(), _PATIENCE * limits.wall_s)
+            waiting.look()
+            left_wall = limits.wall_s + min(waiting.total_s, _PATIENCE * limits.wall_s) - passed
             left_cpu = limits.cpu_s - self._account.cpu_ns() / 1e9
             if left_cpu <= 0:
                 self._end("cpu")
@@ -169,14 +169,6 @@ class _Running:
             self._account.memory_kb()
             pause = min(max(min(left_cpu / cores, left_wall), _LOOK_AT_LEAST_S), _LOOK_AT_MOST_S)
             await asyncio.wait({ended}, timeout=pause)
-
-    def _waited_s(self) -> float:
-        """How long the program could have run and others did: that is not its fault."""
-        longest = 0
-        for pid in tree_of(self._first):
-            with suppress(OSError, ValueError, IndexError):
-                longest = max(longest, int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]))
-        return longest / 1e9
 
     def _on_data(self, descriptor: int, stream: Stream) -> None:
         if stream.read(descriptor) is False:

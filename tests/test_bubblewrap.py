@@ -1,0 +1,357 @@
+"""What is bubblewrap's own: how it starts, what it refuses, what is left when somebody is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from app.core.settings import RunnerSettings
+from app.domain.code_runner import (
+    Ended,
+    Limits,
+    PreparedProgram,
+    RunnerUnavailableError,
+    SourceProgram,
+)
+from app.infrastructure.runner.bubblewrap import boxes
+from app.infrastructure.runner.bubblewrap import runner as runner_module
+from app.infrastructure.runner.bubblewrap.accounts import open_accounts, tree_of
+from app.infrastructure.runner.bubblewrap.cgroup2 import Version2
+from app.infrastructure.runner.bubblewrap.cgroups import OwnCgroups, own_cgroups, sweep
+from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
+from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
+from app.infrastructure.runner.bubblewrap.toolchains import main_class
+from app.infrastructure.runner.bubblewrap.waiting import Waiting
+from app.infrastructure.runner.opening import announce, open_runner
+
+ROOT = Path(__file__).parents[1]
+LOOP = "import os\nif os.fork() == 0: os.setsid()\nwhile True: pass"
+
+
+@pytest.fixture
+async def runner() -> AsyncIterator[BubblewrapRunner]:
+    opened = BubblewrapRunner(2)
+    try:
+        await opened.self_test()
+    except RunnerUnavailableError as error:
+        await opened.close()
+        pytest.skip(str(error))
+    yield opened
+    await opened.close()
+
+
+def groups_of(warden: int) -> list[Path]:
+    own = own_cgroups()
+    return [
+        group
+        for place in {*own.v1.values(), *filter(None, [own.v2])}
+        for group in place.glob(f"turnstone.*.{warden}-*")
+    ]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def until_gone(pids: list[int], patience_s: float = 5) -> None:
+    async with asyncio.timeout(patience_s):
+        while any(map(alive, pids)):
+            await asyncio.sleep(0.02)
+
+
+async def test_where_a_leak_is_found_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sandboxes that share the machine's network, so that the self-test has something to find."""
+    shared = tuple(option for option in boxes._ISOLATED if option != "--unshare-net")
+    monkeypatch.setattr(boxes, "_ISOLATED", shared)
+    runner = BubblewrapRunner(1)
+    try:
+        with pytest.raises(RunnerUnavailableError) as refused:
+            await runner.self_test()
+        if "user namespaces" in refused.value.remedy:
+            pytest.skip(str(refused.value))
+        assert "nothing is graded: network: an address of the machine can be reached" in refused.value.problem
+        with pytest.raises(RunnerUnavailableError, match="nothing is graded"):
+            async with runner.prepared(SourceProgram("python", "print(1)")):
+                pytest.fail("it was prepared")
+        assert await announce(runner) is None
+    finally:
+        await runner.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [("--unshare-pid", "as-pid-1"), ("--clearenv", "environment")],
+)
+async def test_each_missing_wall_is_noticed(monkeypatch: pytest.MonkeyPatch, option: str, what: str) -> None:
+    less = [one for one in boxes._ISOLATED if one != option]
+    if option == "--clearenv":
+        less += ["--setenv", "SECRET", "x"]
+    monkeypatch.setattr(boxes, "_ISOLATED", tuple(less))
+    runner = BubblewrapRunner(1)
+    try:
+        with pytest.raises(RunnerUnavailableError, match=what):
+            await runner.self_test()
+    finally:
+        await runner.close()
+
+
+async def test_without_bubblewrap_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    runner = BubblewrapRunner(1)
+    monkeypatch.setattr(runner_module, "find_languages", dict)
+    with pytest.raises(RunnerUnavailableError, match=r"turnstone\[runner\]"):
+        await runner.self_test()
+
+
+async def test_when_the_warden_is_killed_its_runs_end_and_the_next_one_starts_it_again(
+    runner: BubblewrapRunner,
+) -> None:
+    async with runner.prepared(SourceProgram("python", LOOP)) as program:
+        assert isinstance(program, PreparedProgram)
+
+        async def run() -> None:
+            async for _ in runner.run(program, [b""], Limits(cpu_s=60, wall_s=60)):
+                pytest.fail("it ended")
+
+        running = asyncio.create_task(run())
+        await asyncio.sleep(0.5)
+        warden = runner.warden_pid
+        assert warden is not None
+        inside = list(tree_of(warden))
+        assert len(inside) >= 4, "the warden, bubblewrap, the program and its child"
+        os.kill(warden, signal.SIGKILL)
+        with pytest.raises(RunnerUnavailableError, match="is gone"):
+            await running
+        await until_gone(inside)
+    assert (await runner.self_test()).backend == "bubblewrap"
+    assert runner.warden_pid not in {None, warden}
+    assert groups_of(warden) == [], "the next warden removed what the killed one had made"
+
+
+_SERVICE = """
+import asyncio, sys
+from app.domain.code_runner import Limits, SourceProgram
+from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
+async def main():
+    runner = BubblewrapRunner(2)
+    async with runner.prepared(SourceProgram("python", sys.argv[1])) as program:
+        print(runner.warden_pid, flush=True)
+        async for _ in runner.run(program, [b""] * 2, Limits(cpu_s=60, wall_s=60)):
+            pass
+asyncio.run(main())
+"""
+
+
+async def test_a_service_killed_with_9_leaves_nothing(runner: BubblewrapRunner) -> None:
+    service = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _SERVICE,
+        LOOP,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert service.stdout is not None
+    warden = int(await service.stdout.readline())
+    async with asyncio.timeout(20):
+        while len(inside := list(tree_of(warden))) < 7:  # the warden and two sandboxes of three processes
+            await asyncio.sleep(0.05)
+    service.kill()
+    await service.wait()
+    await until_gone(inside)
+    assert groups_of(warden) == []
+
+
+async def test_runs_as_a_user_without_rights_are_held_apart_too() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("this suite does not run as root, so all others here show it")
+    python = "/usr/bin/python3"
+    version = (
+        subprocess.run([python, "-V"], capture_output=True, text=True, check=False) if Path(python).exists() else None
+    )
+    if version is None or not version.stdout.startswith("Python 3.11"):
+        pytest.skip("there is no Python 3.11 that everybody can reach")
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    source = """
+import asyncio
+from app.domain.code_runner import Limits, SourceProgram
+from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
+async def main():
+    runner = BubblewrapRunner(1)
+    print((await runner.self_test()).details["user"])
+    async with runner.prepared(SourceProgram("python", "import os; print(os.getuid())")) as program:
+        async for run in runner.run(program, [b""], Limits()):
+            print(run.stdout.decode())
+    await runner.close()
+asyncio.run(main())
+"""
+    env = {"PYTHONPATH": f"{ROOT}:{packages}", "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    process = await asyncio.create_subprocess_exec(
+        python, "-c", source, cwd="/", env=env, user=12_345, group=12_345, extra_groups=[],
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    said, complaints = await process.communicate()
+    if b"Permission denied" in complaints and b"sandbox" not in complaints:
+        pytest.skip("this folder is for its owner alone")
+    assert said.decode().split("\n")[:2] == ["the service's own", "1000"], complaints.decode()
+
+
+async def test_overhead_is_small(runner: BubblewrapRunner) -> None:
+    """Start to end of a Python program that does nothing; the promise is a median of 60 ms on an idle machine."""
+    async with runner.prepared(SourceProgram("python", "pass")) as program:
+        assert isinstance(program, PreparedProgram)
+        took = []
+        for _ in range(10):
+            began = time.perf_counter()
+            async for run in runner.run(program, [b""], Limits()):
+                assert run.how is Ended.FINISHED
+            took.append(time.perf_counter() - began)
+    assert min(took) < 0.5, took
+
+
+async def test_what_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncExitStack() as stack:
+        assert await open_runner(RunnerSettings(backend="none"), stack) is None
+        opened = await open_runner(RunnerSettings(), stack)
+        assert opened is not None
+        assert opened.name == "bubblewrap"
+
+
+async def test_java_s_main_is_found_and_an_archive_is_not_believed() -> None:
+    main = b"\x01\x00\x04main\x01\x00\x16([Ljava/lang/String;)V"
+    assert main_class({"A.class": b"", "B.class": main, "Main.class": main}, "A.java") == "Main"
+    assert main_class({"A.class": main, "B.class": main}, "B.java") == "B"
+    assert main_class({"p/A.class": main}, "Main.java") == "p.A"
+    assert main_class({"A.class": b""}, "A.java") == "A"
+
+
+def test_a_stale_group_is_swept_and_a_living_one_stays(tmp_path: Path) -> None:
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    living = tmp_path / f"turnstone.{namespace}.{os.getpid()}-{started}"
+    stale = tmp_path / f"turnstone.{namespace}.{os.getpid()}-1"
+    elsewhere = tmp_path / f"turnstone.1.{os.getpid()}-1"
+    for group in (living, stale, elsewhere):
+        (group / "run-1").mkdir(parents=True)
+    assert sweep(OwnCgroups({"pids": tmp_path}, None)) == 1
+    assert (living.exists(), stale.exists(), elsewhere.exists()) == (True, False, True)
+
+
+def test_accounts_fall_back_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "app.infrastructure.runner.bubblewrap.accounts"
+    monkeypatch.setattr(f"{module}.own_cgroups", lambda: OwnCgroups({}, None))
+    accounts, reasons = open_accounts(None)
+    assert accounts.level == "rlimits"
+    assert reasons == ["cgroup2: not mounted", "cgroup1: the controller cpuacct is not mounted"]
+
+
+def test_a_cgroup_of_others_is_not_taken_over(tmp_path: Path) -> None:
+    """A directory plays the kernel's part as far as deciding goes."""
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids")
+    (tmp_path / "cgroup.procs").write_text("")
+    (tmp_path / "cgroup.subtree_control").mkdir()  # cannot be written to
+    with pytest.raises(OSError, match="directory"):
+        Version2(OwnCgroups({}, tmp_path))
+    (tmp_path / "cgroup.controllers").write_text("cpu")
+    with pytest.raises(OSError, match="the controller memory is not to be had"):
+        Version2(OwnCgroups({}, tmp_path))
+
+
+def filtered(program: bytes, arch: int, number: int, *arguments: int) -> int:
+    """What the filter says of a call: the kernel's machine for such programs, in Python."""
+    data = struct.pack("=iIQ6Q", number, arch, 0, *(*arguments, *[0] * (6 - len(arguments))))
+    code = list(struct.iter_unpack("=HBBI", program))
+    at = value = 0
+    while True:
+        kind, if_true, if_false, operand = code[at]
+        at += 1
+        if kind == 0x20:
+            value = struct.unpack_from("=I", data, operand)[0]
+        elif kind == 0x06:
+            return operand
+        else:
+            met = {0x15: value == operand, 0x35: value >= operand, 0x45: bool(value & operand)}[kind]
+            at += if_true if met else if_false
+
+
+ALLOW, KILL = 0x7FFF0000, 0x80000000
+X86, ARM, I386 = 0xC000003E, 0xC00000B7, 0x40000003
+
+
+def error(number: int) -> int:
+    return 0x00050000 | number
+
+
+@pytest.mark.parametrize(
+    ("arch", "call", "arguments", "answer"),
+    [
+        (X86, 0, (), ALLOW), (X86, 1, (), ALLOW), (X86, 59, (), ALLOW), (X86, 57, (), ALLOW),
+        (I386, 20, (), KILL), (X86, 0x40000000 | 39, (), KILL), (ARM, 0, (), KILL),
+        (X86, 101, (), error(errno.EPERM)), (X86, 272, (), error(errno.EPERM)), (X86, 425, (), error(errno.ENOSYS)),
+        (X86, 435, (), error(errno.ENOSYS)), (X86, 162, (), error(0)),
+        (X86, 56, (0x01200011,), ALLOW), (X86, 56, (0x10000011,), error(errno.EPERM)),
+        (X86, 56, (0x003D0F00,), ALLOW),
+        (X86, 41, (1, 1), ALLOW), (X86, 41, (2, 1), error(errno.EAFNOSUPPORT)),
+        (X86, 41, (40, 1), error(errno.EAFNOSUPPORT)),
+        (X86, 16, (0, 0x5412), error(errno.EPERM)), (X86, 16, (0, 0x5413), ALLOW),
+        (X86, 135, (0xFFFFFFFF,), ALLOW), (X86, 135, (0,), ALLOW), (X86, 135, (0x0040000,), error(errno.EPERM)),
+    ],
+)  # fmt: skip
+def test_the_filter_lets_through_what_it_should(arch: int, call: int, arguments: tuple[int, ...], answer: int) -> None:
+    assert filtered(seccomp_program("x86_64"), arch, call, *arguments) == answer
+
+
+def test_the_filter_knows_other_machines_or_says_so() -> None:
+    program = seccomp_program("aarch64")
+    assert filtered(program, ARM, 117) == error(errno.EPERM)
+    assert filtered(program, ARM, 63) == ALLOW
+    assert filtered(program, X86, 0) == KILL
+    assert len(program) // 8 < 4096, "the kernel takes no longer ones"
+    with pytest.raises(ValueError, match="no system calls are known for riscv"):
+        seccomp_program("riscv64")
+
+
+async def test_waiting_for_a_busy_machine_is_not_the_program_s_time() -> None:
+    """Two that want one core, and one of them with much less of a right to it."""
+    core = min(os.sched_getaffinity(0))
+    spin = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nos.nice(int(sys.argv[2]))\nwhile True: pass"
+    hog = await asyncio.create_subprocess_exec(sys.executable, "-c", spin, str(core), "0")
+    poor = await asyncio.create_subprocess_exec(sys.executable, "-c", spin, str(core), "10")
+    try:
+        await asyncio.sleep(0.5)
+        waiting = Waiting(poor.pid)
+        waiting.look()
+        began, before = time.monotonic(), waiting.total_s
+        for _ in range(20):
+            await asyncio.sleep(0.04)
+            waiting.look()
+        passed = time.monotonic() - began
+        assert passed * 0.2 < waiting.total_s - before <= passed + 0.1
+    finally:
+        for process in (hog, poor):
+            process.kill()
+            await process.wait()
+    waiting.look()  # of what is gone nothing is added, and nothing breaks
+    assert waiting.total_s - before <= passed + 0.5
+
+
+def test_settings_for_isolation_are_checked() -> None:
+    with pytest.raises(ValueError, match="isolation"):
+        RunnerSettings(isolation="none")  # type: ignore[arg-type]
+    assert RunnerSettings().concurrency is None
