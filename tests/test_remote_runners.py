@@ -21,7 +21,8 @@ import pytest
 from pydantic import SecretStr
 
 from app.core.errors import StartupError
-from app.core.settings import RunnerSettings
+from app.core.settings import RunnerSettings, Settings
+from app.doctor import examine
 from app.domain.code_runner import (
     LANGUAGES,
     CodeRunner,
@@ -440,7 +441,7 @@ def go_judge_result(**fields: Any) -> Result:
             Ended.MLE, None, 9, "memory was used up (limit 64 MiB)",
         ),
         ({"status": "Dangerous Syscall"}, Ended.RE, None, None, "it made a system call that is not allowed"),
-        ({"status": "Internal Error", "error": "x"}, Ended.SE, None, None, "go-judge could not run it (Internal Error)"),
+        ({"status": "Internal Error"}, Ended.SE, None, None, "go-judge could not run it (Internal Error)"),
         ({"status": "File Error", "error": "x"}, Ended.SE, None, None, "go-judge could not run it (File Error)"),
     ],
 )  # fmt: skip
@@ -635,3 +636,18 @@ async def test_a_runner_elsewhere_needs_its_address(name: Any) -> None:
         runner = await open_runner(RunnerSettings(backend=name, url="http://127.0.0.1:9"), stack)
         assert runner is not None
         assert runner.name == name
+
+
+async def test_doctor_says_what_runs_programs_and_what_does_not(servers: dict[str, ScriptedRunner]) -> None:
+    server = servers["go-judge"]
+    server.reset()
+    runner = {"backend": "go-judge", "url": server.url, "api_key": KEY}
+    [found] = [one for one in await examine(Settings(runner=runner)) if one.what == "code runner"]
+    assert found.ok
+    assert found.found.startswith(f"go-judge v1.9.0 at {server.url}, tried from inside; its key and programs go there")
+    assert "python 3" in found.found
+    [found] = [
+        one for one in await examine(Settings(runner={**runner, "api_key": "other"})) if one.what == "code runner"
+    ]
+    assert (found.ok, KEY in str(found)) == (False, False)
+    assert "TURNSTONE_RUNNER__API_KEY" in found.remedy

@@ -54,11 +54,10 @@ from app.infrastructure.runner.remote.service import MOST_BYTES, RemoteService, 
 
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.05, 0.5
 _BATCH_BYTES = 8 * 1024 * 1024
+# For a program that looks at a program's syntax.
 _TRYING = Limits(cpu_s=5, wall_s=10, memory_mb=128, output_bytes=64 * 1024)
-"""For a program that looks at a program's syntax."""
-
+# For the run that follows where a program compiles; nobody asks what comes of it.
 _STARTING = Limits(cpu_s=0.2, wall_s=1, memory_mb=64, output_bytes=1024)
-"""For the run that follows where a program compiles; nobody asks what comes of it."""
 
 
 class _About(BaseModel):
@@ -230,7 +229,7 @@ class Judge0Runner:
         return done
 
     async def _results(self, rows: Sequence[Mapping[str, Any]], granted: Granted) -> AsyncIterator[Submission]:
-        """Send a batch, look until the next in order is done, and fetch each by itself: outputs may be large."""
+        """Send a batch, look until the next is done, and fetch each by itself: outputs may be large."""
         tokens = await self._send(rows)
         patience_s = granted.wall_s + self._patience_s
         looks, heard, states = _FIRST_LOOK_S, time.monotonic(), [0] * len(tokens)

@@ -6,12 +6,12 @@ Requests carry candidates' programs, so neither they nor answers are logged or q
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
-from aiohttp import BasicAuth
 from pydantic import TypeAdapter, ValidationError
 from yarl import URL
 
@@ -74,7 +74,8 @@ class RemoteService:
         address = URL(url)
         basic = {}
         if address.user is not None:  # a proxy's; an engine that takes its key in the same header goes first
-            basic = {"authorization": BasicAuth(address.user, address.password or "").encode()}
+            user = b64encode(f"{address.user}:{address.password or ''}".encode()).decode()
+            basic = {"authorization": f"Basic {user}"}
         self.name, self._url = name, str(address.with_user(None)).rstrip("/")
         self._headers = {**basic, **headers}
         self._place = without_secrets(url)
