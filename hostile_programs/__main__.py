@@ -19,6 +19,7 @@ from hostile_programs.backends import Backend, open_bubblewrap
 from hostile_programs.compiling import COMPILING
 from hostile_programs.exhausting import EXHAUSTING
 from hostile_programs.forging import FORGED, Forged
+from hostile_programs.overhead import Overhead, measure
 from hostile_programs.program import Hostile
 from hostile_programs.reaching import REACHING
 from hostile_programs.trial import Trial, attempt, forge, surroundings
@@ -34,19 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=20, help="how often each program is run (20)")
     parser.add_argument("--levels", nargs="*", default=["best", "rlimits"], choices=["best", *get_args(Level)])
     parser.add_argument("--only", default="", metavar="TEXT", help="programs whose name has this in it")
+    parser.add_argument("--overhead", action="store_true", help="measure what a sandbox costs instead")
     options = parser.parse_args(arguments)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     os.environ["TURNSTONE_CANARY"] = "CANARY-in-the-environment"  # nothing of it may be seen inside
-    return asyncio.run(_run(options.levels, options.runs, options.only))
+    return asyncio.run(_run(options.levels, options.runs, options.only, overhead=options.overhead))
 
 
-async def _run(levels: Iterable[str], runs: int, only: str) -> int:
+async def _run(levels: Iterable[str], runs: int, only: str, *, overhead: bool) -> int:
     tried = failed = 0
     for name in levels:
         level: Level | None = None if name == "best" else name  # type: ignore[assignment]  # argparse knows the choices
         try:
             async with open_bubblewrap(level, _AT_ONCE) as backend:
                 tried += 1
+                if overhead:
+                    print(f"{backend.isolation.level}: {_overhead(await measure(backend.runner))}")
+                    continue
                 failed += await _try_backend(backend, runs, only)
         except RunnerUnavailableError as error:
             print(f"{name}: {error}")
@@ -91,6 +96,14 @@ async def _try_backend(backend: Backend, runs: int, only: str) -> int:
         f"{len(left)} left behind {left[:5] or ''}"
     )
     return wrong + len(passed) + len(left)
+
+
+def _overhead(found: Overhead) -> str:
+    cost = found.sandbox_ms - found.plain_ms
+    return (
+        f"a case {found.sandbox_ms:.0f} ms, the program alone {found.plain_ms:.0f} ms (medians): {cost:.0f} ms more; "
+        f"{found.cases_per_s:.0f} cases/s with {_AT_ONCE} at once; load {found.load:.0f}"
+    )
 
 
 def _show(trials: Sequence[Trial]) -> None:

@@ -78,6 +78,12 @@ def read_compiler(frame: Frame, limits: CompileLimits) -> CompileFailed | None:
     return CompileFailed(message, causes.get(header["reason"] or "", ended))
 
 
+def was_made(frame: Frame) -> bool:
+    """Whether there was a sandbox, or a limit was met before there was one."""
+    header = frame.header
+    return "failed" not in header and (header["started"] or header["reason"] is not None)
+
+
 def started(frame: Frame) -> list[bytes]:
     """Standard output and error of a sandbox that was started.
 
@@ -87,7 +93,7 @@ def started(frame: Frame) -> list[bytes]:
     header, parts = frame
     if "failed" in header:
         raise RunnerUnavailableError(f"A sandbox cannot be made: {header['failed']}.", _FREE)
-    if not header["started"] and header["reason"] is None:
+    if not was_made(frame):
         # Nothing of a candidate's has run, so this is bubblewrap's own message.
         said = parts[1].decode("utf-8", "replace").strip().splitlines()
         reason = said[-1] if said else "no reason was given"

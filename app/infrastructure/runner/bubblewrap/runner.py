@@ -30,7 +30,7 @@ from app.infrastructure.runner.bubblewrap.boxes import WORK, box_limits, box_opt
 from app.infrastructure.runner.bubblewrap.compiling import compile_program
 from app.infrastructure.runner.bubblewrap.frames import Frame
 from app.infrastructure.runner.bubblewrap.link import WardenLink
-from app.infrastructure.runner.bubblewrap.readings import read_run
+from app.infrastructure.runner.bubblewrap.readings import read_run, was_made
 from app.infrastructure.runner.bubblewrap.self_test import try_isolation
 from app.infrastructure.runner.bubblewrap.staging import reachable
 from app.infrastructure.runner.bubblewrap.toolchains import Language, find_languages
@@ -38,6 +38,9 @@ from app.infrastructure.runner.bubblewrap.users import FIRST_UID, USERS
 
 _TRY_AGAIN_S = 30.0
 """How long a failed start is believed; it costs a second, and whoever waits asks often."""
+
+_TRIES = 3
+"""To make a sandbox; what was used up may be free an instant later."""
 
 Level = Literal["cgroup2", "cgroup1", "rlimits"]
 
@@ -145,6 +148,10 @@ class BubblewrapRunner:
     def _runs_on(self, link: WardenLink) -> Any:
         async def run(header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
             async with self._slots:
+                for _ in range(_TRIES - 1):
+                    frame = await link.run(header, parts)
+                    if was_made(frame):
+                        return frame
                 return await link.run(header, parts)
 
         return run
