@@ -222,6 +222,11 @@ async def _runner(settings: Settings) -> str:
                 return f"nothing can be run here, so submissions are put off: {error}"
             raise StartupError(error.problem, error.remedy) from None
     known = ", ".join(f"{name} {toolchain.version}" for name, toolchain in languages.items())
+    if isolation.level == "remote":
+        place = without_secrets(settings.runner.url or "")
+        open_key = settings.runner.api_key is not None and place.startswith("http://")
+        plainly = "; its key and programs go there without encryption" if open_key else ""
+        return f"{isolation.backend} {isolation.details['version']} at {place}, tried from inside{plainly}; {known}"
     return f"{isolation.backend}, limits by {isolation.level}; {known}"
 
 

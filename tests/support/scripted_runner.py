@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -42,6 +41,11 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     action: str = "answer"  # answer, hang, drop
     times: int = 1
+    method: str = ""
+
+    def meets(self, request: web.Request) -> bool:
+        """Whether it is for this request."""
+        return request.path.startswith(self.path) and self.method in {"", request.method}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class ScriptedRunner(AppThread):
         self.instead: Callable[[str, bytes], bytes | Execution | None] = lambda source, stdin: None
         self.on_host = False
         self._key_header, self._key, self._open_paths = key_header, key, open_paths
-        self._faults: deque[Fault] = deque()
+        self._faults: list[Fault] = []
         self._sandboxes: BubblewrapRunner | None = None
         self._stack = AsyncExitStack()
         self._made: dict[tuple[str, str, CompileLimits | None], PreparedProgram | CompileFailed] = {}
@@ -149,8 +153,9 @@ class ScriptedRunner(AppThread):
         closed = self._key is not None and request.path not in self._open_paths
         if closed and request.headers.get(self._key_header) != self._key:
             return web.Response(status=401)
-        if self._faults and request.path.startswith(self._faults[0].path):
-            fault = self._faults.popleft()
+        fault = next((one for one in self._faults if one.meets(request)), None)
+        if fault is not None:
+            self._faults.remove(fault)
             if fault.action == "hang":
                 await asyncio.sleep(3600)
             if fault.action == "drop":

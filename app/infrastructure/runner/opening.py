@@ -13,6 +13,9 @@ from app.domain.code_runner import CodeRunner, Isolation, RunnerUnavailableError
 
 log = structlog.get_logger(__name__)
 
+_AWAY_AT_ONCE = 4
+"""How much another service is asked for at once where nobody has said; its cores cannot be counted from here."""
+
 
 async def open_runner(settings: RunnerSettings, stack: AsyncExitStack) -> CodeRunner | None:
     """Open the backend; ``stack`` closes it. ``None`` where the settings want none.
@@ -38,13 +41,13 @@ async def open_runner(settings: RunnerSettings, stack: AsyncExitStack) -> CodeRu
         case "go-judge":
             from app.infrastructure.runner.go_judge.runner import GoJudgeRunner
 
-            go_judge = GoJudgeRunner(_url(settings), settings.api_key, settings.concurrency)
+            go_judge = GoJudgeRunner(_url(settings), settings.api_key, settings.concurrency or _AWAY_AT_ONCE)
             stack.push_async_callback(go_judge.close)
             return go_judge
         case "judge0":
             from app.infrastructure.runner.judge0.runner import Judge0Runner
 
-            judge0 = Judge0Runner(_url(settings), settings.api_key, settings.concurrency)
+            judge0 = Judge0Runner(_url(settings), settings.api_key, settings.concurrency or _AWAY_AT_ONCE)
             stack.push_async_callback(judge0.close)
             return judge0
 

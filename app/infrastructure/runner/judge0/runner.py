@@ -38,6 +38,7 @@ from app.infrastructure.runner.judge0.submissions import (
     INTERNAL_ERROR,
     RUNTIME_ERRORS,
     Configuration,
+    Granted,
     Program,
     Submission,
     decode,
@@ -53,11 +54,10 @@ from app.infrastructure.runner.remote.service import MOST_BYTES, RemoteService, 
 
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.05, 0.5
 _BATCH_BYTES = 8 * 1024 * 1024
+# For a program that looks at a program's syntax.
 _TRYING = Limits(cpu_s=5, wall_s=10, memory_mb=128, output_bytes=64 * 1024)
-"""For a program that looks at a program's syntax."""
-
+# For the run that follows where a program compiles; nobody asks what comes of it.
 _STARTING = Limits(cpu_s=0.2, wall_s=1, memory_mb=64, output_bytes=1024)
-"""For the run that follows where a program compiles; nobody asks what comes of it."""
 
 
 class _About(BaseModel):
@@ -99,7 +99,7 @@ class Judge0Runner:
     name = "judge0"
 
     def __init__(self, url: str, key: SecretStr | None, concurrency: int, *, patience_s: float = 120.0) -> None:
-        """``concurrency`` is of batches at once; one to which nothing happens for ``patience_s`` is given up."""
+        """``concurrency`` is of batches at once; one that stands still for ``patience_s`` is given up."""
         headers = {} if key is None else {"x-auth-token": key.get_secret_value()}
         self._service = RemoteService("Judge0", url, headers)
         self._url, self._patience_s = url, patience_s
@@ -162,7 +162,7 @@ class Judge0Runner:
         ]
         for batch in _batches(rows, known.configuration.max_submission_batch_size):
             async with self._slots:
-                async for done in self._results(batch, granted.output_kb * 1024):
+                async for done in self._results(batch, granted):
                     yield read_run(done, language, limits, granted)
 
     async def close(self) -> None:
@@ -225,12 +225,13 @@ class Judge0Runner:
         granted = grant(limits, program.language, known.configuration)
         row = write_submission(program, ProgramInput(stdin), limits, granted, known.configuration)
         async with self._slots:
-            [done] = [done async for done in self._results([row], granted.output_kb * 1024)]
+            [done] = [done async for done in self._results([row], granted)]
         return done
 
-    async def _results(self, rows: Sequence[Mapping[str, Any]], output_bytes: int) -> AsyncIterator[Submission]:
-        """Send a batch, look until the next in order is done, and fetch each by itself: outputs may be large."""
+    async def _results(self, rows: Sequence[Mapping[str, Any]], granted: Granted) -> AsyncIterator[Submission]:
+        """Send a batch, look until the next is done, and fetch each by itself: outputs may be large."""
         tokens = await self._send(rows)
+        patience_s = granted.wall_s + self._patience_s
         looks, heard, states = _FIRST_LOOK_S, time.monotonic(), [0] * len(tokens)
         for number, token in enumerate(tokens):
             while states[number] <= 2:
@@ -239,9 +240,9 @@ class Judge0Runner:
                 seen = [one.status_id for one in await self._look(tokens, "token,status_id", MOST_BYTES)]
                 if seen != states:
                     heard, states = time.monotonic(), seen
-                elif time.monotonic() - heard > self._patience_s:
-                    raise self._service.silent(self._patience_s)
-            [done] = await self._look([token], FIELDS, MOST_BYTES + 6 * output_bytes)
+                elif time.monotonic() - heard > patience_s:
+                    raise self._service.silent(patience_s)
+            [done] = await self._look([token], FIELDS, MOST_BYTES + 6 * 1024 * granted.output_kb)
             yield done
 
     async def _send(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:

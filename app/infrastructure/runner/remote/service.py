@@ -6,12 +6,14 @@ Requests carry candidates' programs, so neither they nor answers are logged or q
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
 from pydantic import TypeAdapter, ValidationError
+from yarl import URL
 
 from app.core.http import parse_retry_after
 from app.core.settings import without_secrets
@@ -69,7 +71,13 @@ class RemoteService:
 
     def __init__(self, name: str, url: str, headers: Mapping[str, str]) -> None:
         """``name`` is how messages call it; ``headers`` go with every request and are shown nowhere."""
-        self.name, self._url, self._headers = name, url.rstrip("/"), dict(headers)
+        address = URL(url)
+        basic = {}
+        if address.user is not None:  # a proxy's; an engine that takes its key in the same header goes first
+            user = b64encode(f"{address.user}:{address.password or ''}".encode()).decode()
+            basic = {"authorization": f"Basic {user}"}
+        self.name, self._url = name, str(address.with_user(None)).rstrip("/")
+        self._headers = {**basic, **headers}
         self._place = without_secrets(url)
         self._client: aiohttp.ClientSession | None = None
 
