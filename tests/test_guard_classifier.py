@@ -61,7 +61,9 @@ def test_an_attack_is_found_at_the_end_of_a_long_honest_message(held_out: list[E
     honest = "\n".join(e.text for e in held_out if e.label is Label.HARMLESS and "\n" not in e.text)[:20_000]
     classifier = guard_classifier()
     assert classifier.judge(ATTACK).label == "PROMPT_EXFILTRATION"
-    assert classifier.judge(f"{honest}\n{ATTACK}").label == "PROMPT_EXFILTRATION"
+    found = classifier.judge(f"{honest}\n{ATTACK}")
+    assert found.label in {"PROMPT_EXFILTRATION", "JAILBREAK"}  # it is both
+    assert found.score > classifier.threshold + 2 > classifier.judge(honest).score
 
 
 @pytest.mark.parametrize(

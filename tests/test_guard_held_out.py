@@ -108,7 +108,7 @@ def test_a_message_takes_a_thousand_times_less_than_the_shortest_answer_of_a_mod
     of_500 = cpu_s(lambda: inspected((longest * 3)[:500]), 9)
     print(f"{language}: median message {median / yardstick:.2f}, 500 characters {of_500 / yardstick:.2f}")
     assert median < yardstick
-    assert of_500 < 3 * yardstick
+    assert of_500 < 4 * yardstick
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])

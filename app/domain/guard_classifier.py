@@ -64,7 +64,7 @@ class GuardClassifier:
         characters, words = sizes(window)
         return (
             self._bias
-            + _sum(self._ngrams, ngrams(window)) / characters
+            + math.fsum(map(self._ngrams.__getitem__, ngrams(window, self._ngrams))) / characters
             + _sum(self._pairs, pairs(window)) / words
             + _sum(self._ideas, ideas(window))
         )
@@ -83,7 +83,7 @@ def _weights(levels: Mapping[str, str]) -> dict[str, float]:
 
 
 def _sum(weights: Mapping[str, float], found: Set[str]) -> float:
-    return math.fsum([weights[name] for name in weights.keys() & found])
+    return math.fsum([weights[name] for name in found if name in weights])
 
 
 @cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
 from itertools import pairwise
 
@@ -38,6 +38,8 @@ _WORD = re.compile(
 )
 
 _PLAIN_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[가-힣]+")
+_SLICES = {size: [slice(i, i + size) for i in range(2 * WINDOW)] for size in range(SMALLEST, LARGEST + 1)}
+"""A window is cut by these; it has at most a quarter more characters than ``WINDOW``."""
 _BETWEEN_HANGUL = re.compile(r"(?<=[가-힣]) (?=[가-힣])")
 
 
@@ -53,13 +55,16 @@ def windows(folded: str) -> Iterator[str]:
         yield folded[start : start + WINDOW]
 
 
-def ngrams(window: str) -> set[str]:
-    """The n-grams of ``window``, with a space before and after it; Korean is read as if written without spaces."""
-    text = f" {_BETWEEN_HANGUL.sub('', window)} "
-    ends = range(len(text))
+def ngrams(window: str, known: Container[str] | None = None) -> set[str]:
+    """The n-grams of ``window`` (those that are ``known``), with a space before and after it.
+
+    Korean is read as if written without spaces.
+    """
+    text = f" {window if window.isascii() else _BETWEEN_HANGUL.sub('', window)} "
     found: set[str] = set()
-    for size in range(SMALLEST, LARGEST + 1):
-        found.update([text[i : i + size] for i in ends[: len(text) - size + 1]])
+    for size, slices in _SLICES.items():
+        cut = map(text.__getitem__, slices[: len(text) - size + 1])
+        found.update(cut if known is None else filter(known.__contains__, cut))
     return found
 
 
