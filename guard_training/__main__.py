@@ -14,7 +14,7 @@ from guard_training.data import ATTACKS, Example, Label, load
 
 
 def main() -> None:
-    """Train and report; exit code 0."""
+    """Train and report; exit code 0, and 1 where ``--check`` finds another model."""
     parser = argparse.ArgumentParser(prog="python -m guard_training", description=__doc__)
     parser.add_argument("--out", type=Path, default=ARTEFACT, help="where the model is written (default: %(default)s)")
     parser.add_argument(
@@ -25,6 +25,11 @@ def main() -> None:
         help="share of harmless messages that may be flagged in cross-validation (default: %(default)s)",
     )
     parser.add_argument("--report-only", action="store_true", help="judge the model that is there; train nothing")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="train, write nothing, and fail where the model that is there is another one",
+    )
     parser.add_argument("--mistakes", action="store_true", help="list what was missed or flagged wrongly, by id")
     options = parser.parse_args()
     if not 0 < options.false_alarms < 1:
@@ -33,10 +38,19 @@ def main() -> None:
     if not options.report_only:
         from guard_training.train import serialised, trained
 
-        options.out.write_text(serialised(trained(examples, options.false_alarms)), encoding="utf-8")
+        made = serialised(trained(examples, options.false_alarms))
+        if options.check:
+            if made != options.out.read_text(encoding="utf-8"):
+                raise SystemExit(f"{options.out} is not what training makes: run python -m guard_training")
+            print(f"{options.out} is what training makes")
+            return
+        options.out.write_text(made, encoding="utf-8")
         print(f"wrote {options.out}, {options.out.stat().st_size / 1000:.0f} kB")
     classifier = GuardClassifier(json.loads(options.out.read_text(encoding="utf-8")))
-    report(classifier, [example for example in examples if example.split == "held_out"], mistakes=options.mistakes)
+    held_out = [example for example in examples if example.split == "held_out"]
+    report(classifier, [example for example in held_out if example.author == "A"], mistakes=options.mistakes)
+    print("\nby authors who saw nothing of the training, the lexicon or each other:")
+    report(classifier, [example for example in held_out if example.author != "A"], mistakes=options.mistakes)
 
 
 def report(classifier: GuardClassifier, examples: Sequence[Example], *, mistakes: bool) -> None:
@@ -45,6 +59,8 @@ def report(classifier: GuardClassifier, examples: Sequence[Example], *, mistakes
     print(f"{'held out':22}{'messages':>9}{'flagged':>9}{'as such':>9}{'by rules':>9}{'by either':>10}")
     for label in Label:
         here = [(example, found) for example, found in judged if example.label is label]
+        if not here:
+            continue
         rules = [bool(labels_of(example.text)) for example, _ in here]
         flagged = sum(found.label is not None for _, found in here)
         named = sum(found.label == label for _, found in here)

@@ -16,7 +16,8 @@ def table(examples: Sequence[Example]) -> str:
         (f"`{label}`", [e for e in examples if e.label is label]) for label in Label if label is not Label.HARMLESS
     ]
     harmless = [e for e in examples if e.label is Label.HARMLESS]
-    kinds.insert(0, ("`HARMLESS`, ordinary", [e for e in harmless if not e.triggers]))
+    kinds.insert(0, ("`HARMLESS`, by others", [e for e in harmless if e.author != "A"]))
+    kinds.insert(0, ("`HARMLESS`, ordinary", [e for e in harmless if not e.triggers and e.author == "A"]))
     kinds.insert(0, ("`HARMLESS`, with trigger words", [e for e in harmless if e.triggers]))
     for name, found in [*kinds, ("all", list(examples))]:
         counts = Counter((e.split, e.language if e.language in ("en", "ko") else "other") for e in found)

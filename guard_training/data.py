@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -53,8 +55,9 @@ class Intent(StrEnum):
 class Example:
     """One message.
 
-    ``group`` names its idea: paraphrases and translations share it, and so the side they are on. A harmless message
-    has an ``intent`` and the ``triggers`` it uses innocently, any other a ``technique``.
+    ``group`` names its idea: paraphrases and translations share it, and so the side they are on. ``author`` is a
+    letter. A harmless message of the first author, ``A``, has an ``intent`` and the ``triggers`` it uses innocently;
+    any other has a ``technique``.
     """
 
     id: str
@@ -66,6 +69,7 @@ class Example:
     intent: Intent | None = None
     technique: str | None = None
     triggers: tuple[str, ...] = ()
+    author: str = "A"
 
 
 class DataError(ValueError):
@@ -73,16 +77,18 @@ class DataError(ValueError):
 
 
 def load(folder: Path = FOLDER) -> list[Example]:
-    """All examples, harmless ones first, in the order of the files.
+    """All examples, those of the first author first and of them the harmless ones, in the order of the files.
 
     Raises:
         DataError: a line is no JSON object, lacks or has unknown fields, or holds a value that is not allowed.
     """
-    return [*_read(folder / "harmless.jsonl", _harmless), *_read(folder / "attacks.jsonl", _labelled)]
+    first = [*_read(folder / "harmless.jsonl", _harmless), *_read(folder / "attacks.jsonl", _labelled)]
+    others = folder / "others.jsonl"
+    return [*first, *(_read(others, _of_another) if others.exists() else ())]
 
 
 def split_of(group: str) -> Split:
-    """The side of a group, by its name alone: adding examples moves none of those that are there."""
+    """The side of a group of the first author, by its name alone: adding examples moves none that are there."""
     place = int.from_bytes(hashlib.sha256(f"guard/{group}".encode()).digest()[:4], "big")
     return "held_out" if place % 100 < HELD_OUT_OF_100 else "train"
 
@@ -100,15 +106,21 @@ def similarity(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def near_duplicates(examples: Iterable[Example], least: float = SAME_FROM) -> Iterator[tuple[Example, Example]]:
-    """Pairs of examples that are at least this similar, each once."""
-    known = [(example, shingles(example.text)) for example in examples]
-    known.sort(key=lambda item: len(item[1]))
+    """Pairs of examples that are at least this similar, each once, the shorter one first.
+
+    Two such sets share at least one of the rarest shingles of each: only pairs that do are compared.
+    """
+    known = sorted(((example, shingles(example.text)) for example in examples), key=lambda item: len(item[1]))
+    frequency = Counter(gram for _, grams in known for gram in grams)
+    with_gram: defaultdict[str, list[int]] = defaultdict(list)
     for index, (example, grams) in enumerate(known):
-        for other, more in known[index + 1 :]:
-            if len(grams) < least * len(more):
-                break  # all that follow are longer still
-            if similarity(grams, more) >= least:
-                yield example, other
+        rare = sorted(grams, key=lambda gram: (frequency[gram], gram))[: len(grams) - math.ceil(least * len(grams)) + 1]
+        for number in sorted({number for gram in rare for number in with_gram[gram]}):
+            other, more = known[number]
+            if len(more) >= least * len(grams) and similarity(grams, more) >= least:
+                yield other, example
+        for gram in rare:
+            with_gram[gram].append(index)
 
 
 _ENGLISH = (
@@ -158,11 +170,25 @@ def _labelled(fields: _Fields) -> Example:
     return _checked(Example(label=label, **fields))
 
 
+def _of_another(fields: _Fields) -> Example:
+    label = Label(fields.pop("label"))
+    example = _checked(Example(label=label, **fields))
+    if not example.technique:
+        raise ValueError("technique is empty")
+    return example
+
+
 def _checked(example: Example) -> Example:
     if not example.text.strip():
         raise ValueError("text is empty")
     if example.language not in LANGUAGES:
         raise ValueError(f"language {example.language!r} is none of {sorted(LANGUAGES)}")
+    if example.author != "A":
+        if not example.group.startswith(f"{example.author}/"):
+            raise ValueError(f"group {example.group!r} should begin with its author: {example.author}/")
+        if example.split not in ("train", "held_out"):
+            raise ValueError(f"split {example.split!r} is neither 'train' nor 'held_out'")
+        return example
     if example.split != split_of(example.group):
         raise ValueError(f"group {example.group!r} is on the side {split_of(example.group)!r}")
     if example.label is Label.HARMLESS and example.triggers != triggers_in(example.text):

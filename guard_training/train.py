@@ -1,17 +1,20 @@
 """Train the guard's classifier and write ``app/domain/guard_model.json``: ``python -m guard_training``.
 
-Only the train side is looked at: which n-grams and ideas count, their weights, and, by cross-validation over groups,
-the threshold. The same data give the same file to the last bit: order is sorted, the solver's seed is fixed and it runs
-until it has converged far below the thousandths that are kept.
+Only the train side is looked at: which features count, their weights, and, by cross-validation over groups of the
+written messages, the threshold. The same data give the same file to the last bit: order is sorted, chance is drawn from
+the data, the solver's seed is fixed, and only thousandths of its result are kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,179 +23,239 @@ from scipy.sparse import csr_matrix
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.svm import LinearSVC
 
+from app.domain import guard_features, guard_lexicon, normalising
 from app.domain.guard_classifier import FORMAT, PARTS
-from app.domain.guard_features import ideas, ngrams, windows
+from app.domain.guard_features import ideas, ngrams, pairs, sizes, windows
 from app.domain.normalising import folded
+from guard_training import data, generating, grammar, wrapping
 from guard_training.data import ATTACKS, Example, Label
+from guard_training.generating import extras
 
-NGRAM_IN = 3
-IDEA_IN = 3
-"""N-grams and ideas count that occur in at least this many windows."""
-IDEA_VALUE = 0.1
-"""Value of an idea that is there; a window's n-grams together have length 1."""
+NGRAM_IN, PAIR_IN, IDEA_IN = 18, 11, 4
+"""N-grams, pairs and ideas count that occur in at least this many windows."""
+NGRAM_VALUE, PAIR_VALUE, IDEA_VALUE = 0.5, 0.45, 0.1
+"""Value of what is there, before that of n-grams and pairs is divided by the window's size: the less, the more careful
+the solver is with it."""
 COST = 1.0
-FOLDS = 5
+FOLDS = 3
 FALSE_ALARMS = 0.005
 """Share of harmless messages that the threshold lets be flagged in cross-validation."""
 
-Row = tuple[Counter[str], set[str]]
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An example and the counted features of its windows."""
+    """What training knows of a message; ``written`` is None for one that was generated."""
 
-    example: Example
-    rows: list[Row]
+    label: Label
+    group: str | None
+    weight: float
+    written: Example | None = None
 
     @property
     def attack(self) -> bool:
         """Whether it has one of the three labels that the classifier finds."""
-        return self.example.label in ATTACKS
+        return self.label in ATTACKS
 
 
-def counted(examples: Iterable[Example]) -> list[Message]:
-    """The examples with their features."""
-    return [Message(e, [(ngrams(w), ideas(w)) for w in windows(folded(e.text))]) for e in examples]
+def training_messages(examples: Sequence[Example]) -> list[tuple[Message, str]]:
+    """The train side and what is generated beside it, with texts.
+
+    ``UNSAFE`` is left out: finding it is no fault, and not finding it neither.
+    """
+    seen = [e for e in examples if e.split == "train" and e.label is not Label.UNSAFE]
+    written = [(Message(e.label, e.group, 1.0, e), e.text) for e in seen]
+    return written + [(Message(x.label, x.group, x.weight), x.text) for x in extras(examples)]
+
+
+class Space:
+    """Which features count, and where each stands in a matrix: n-grams, then pairs, then ideas."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        """Take the windows that tell which features are common enough."""
+        seen: tuple[Counter[str], Counter[str], Counter[str]] = (Counter(), Counter(), Counter())
+        for window in texts:
+            for counts, found in zip(seen, (ngrams(window), pairs(window), ideas(window)), strict=True):
+                counts.update(found)
+        least = (NGRAM_IN, PAIR_IN, IDEA_IN)
+        self.names = [sorted(n for n, c in counts.items() if c >= k) for counts, k in zip(seen, least, strict=True)]
+        self._places: list[dict[str, int]] = []
+        start = 0
+        for names in self.names:
+            self._places.append({name: start + i for i, name in enumerate(names)})
+            start += len(names)
+        self.width = start
+
+    def matrix(self, texts: Sequence[str]) -> csr_matrix:
+        """One line for each window."""
+        values, places, ends = array("d"), array("i"), [0]
+        for window in texts:
+            characters, words = sizes(window)
+            worth = (NGRAM_VALUE / characters, PAIR_VALUE / words, IDEA_VALUE)
+            for known, found, value in zip(
+                self._places, (ngrams(window), pairs(window), ideas(window)), worth, strict=True
+            ):
+                here = sorted(known[name] for name in found if name in known)
+                places.extend(here)
+                values.extend([value] * len(here))
+            ends.append(len(places))
+        return csr_matrix((np.array(values), np.array(places), ends), shape=(len(texts), self.width))
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """Which features count, in which order, and how rare each n-gram is (in thousandths)."""
+class Rows:
+    """Windows of messages as lines of a matrix; ``owners`` says whose each is."""
 
-    ngrams: dict[str, int]
-    ideas: dict[str, int]
-    idf: list[int]
+    messages: list[Message]
+    space: Space
+    matrix: csr_matrix
+    owners: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Space:
-        """The features that occur often enough in these rows."""
-        seen_ngrams: Counter[str] = Counter()
-        seen_ideas: Counter[str] = Counter()
-        for grams, found in rows:
-            seen_ngrams.update(grams.keys())
-            seen_ideas.update(found)
-        kept = sorted(gram for gram, count in seen_ngrams.items() if count >= NGRAM_IN)
-        idf = [round(PARTS * (math.log((1 + len(rows)) / (1 + seen_ngrams[gram])) + 1)) for gram in kept]
-        return cls(_places(kept), _places(sorted(i for i, count in seen_ideas.items() if count >= IDEA_IN)), idf)
+    def of(cls, known: Sequence[tuple[Message, str]]) -> Rows:
+        """Cut into windows and count."""
+        parts = [list(windows(folded(text))) for _, text in known]
+        texts = [part for here in parts for part in here]
+        space = Space(texts)
+        owners = np.repeat(np.arange(len(known)), [len(here) for here in parts])
+        return cls([message for message, _ in known], space, space.matrix(texts), owners)
 
-    def matrix(self, rows: Sequence[Row]) -> csr_matrix:
-        """One line for each row: n-grams by TF-IDF and of length 1, then ideas."""
-        values: list[float] = []
-        places: list[int] = []
-        ends = [0]
-        for grams, found in rows:
-            known = sorted((self.ngrams[gram], count) for gram, count in grams.items() if gram in self.ngrams)
-            line = [(1 + math.log(count)) * self.idf[place] / PARTS for place, count in known]
-            length = math.sqrt(math.fsum(value * value for value in line)) or 1.0
-            here = sorted(self.ideas[idea] for idea in found if idea in self.ideas)
-            values += [value / length for value in line] + [IDEA_VALUE] * len(here)
-            places += [place for place, _ in known] + [len(self.ngrams) + place for place in here]
-            ends.append(len(values))
-        return csr_matrix((values, places, ends), shape=(len(rows), len(self.ngrams) + len(self.ideas)))
+    def best(self, scores: Numbers) -> Numbers:
+        """The highest score of each message's windows."""
+        highest = np.full(len(self.messages), -np.inf)
+        np.maximum.at(highest, self.owners, scores)
+        return highest
 
 
-def _places(names: Sequence[str]) -> dict[str, int]:
-    return {name: place for place, name in enumerate(names)}
+def fit(rows: Rows, chosen: NDArray[np.bool_] | None = None) -> LinearSVC:
+    """Fit attacks against honest messages, on the lines that are ``chosen`` (all without it)."""
+    used = np.ones(len(rows.owners), dtype=bool) if chosen is None else chosen
+    owners = [rows.messages[i] for i in rows.owners[used]]
+    return _svm(rows.matrix[used], [o.attack for o in owners], [o.weight for o in owners])
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A detector and the space it lives in."""
+def telling(rows: Rows) -> NDArray[np.bool_]:
+    """The lines to learn from: of a long attack only one, for the others are honest text.
 
-    space: Space
-    rows: list[Row]
-    chosen: list[Message]
-    detector: LinearSVC
-
-    def scores(self, message: Message) -> Numbers:
-        """One score for each window."""
-        return np.asarray(self.detector.decision_function(self.space.matrix(message.rows)))
-
-
-def fit(messages: Sequence[Message]) -> Fitted:
-    """Fit attacks against honest messages. ``UNSAFE`` is left out: finding it is no fault, and not finding it neither.
-
-    Of a long attack only the window counts that looks most like one to a first detector: the others are honest text.
+    It is the one that looks most like an attack to a first detector, which knows the short ones.
     """
-    used = [message for message in messages if message.example.label is not Label.UNSAFE]
-    short = [message for message in used if not message.attack or len(message.rows) == 1]
-    first = _fit(short, lambda message: message.rows)
-    return _fit(
-        used, lambda message: [message.rows[int(np.argmax(first.scores(message)))]] if message.attack else message.rows
+    attack = np.array([message.attack for message in rows.messages])[rows.owners]
+    alone = np.bincount(rows.owners)[rows.owners] == 1
+    scores = fit(rows, ~attack | alone).decision_function(rows.matrix)
+    chosen: NDArray[np.bool_] = ~attack | (scores == rows.best(scores)[rows.owners])
+    return chosen
+
+
+def _svm(matrix: csr_matrix, wanted: Sequence[bool], weights: Sequence[float] | None = None) -> LinearSVC:
+    balance = None if weights is not None else "balanced"
+    return LinearSVC(C=COST, class_weight=balance, tol=1e-4, max_iter=20_000, random_state=0).fit(
+        matrix, wanted, sample_weight=weights
     )
 
 
-def _fit(messages: Sequence[Message], rows_of: Callable[[Message], list[Row]]) -> Fitted:
-    rows: list[Row] = []
-    owners: list[Message] = []
-    for message in messages:
-        here = rows_of(message)
-        rows += here
-        owners += [message] * len(here)
-    space = Space.of(rows)
-    detector = _svm(space.matrix(rows), [owner.attack for owner in owners])
-    return Fitted(space, rows, owners, detector)
-
-
-def _svm(matrix: csr_matrix, wanted: Sequence[bool]) -> LinearSVC:
-    return LinearSVC(C=COST, class_weight="balanced", tol=1e-6, max_iter=100_000, random_state=0).fit(matrix, wanted)
-
-
-def cross_validated(messages: Sequence[Message]) -> Numbers:
-    """The score of each message by a detector that saw none of its group."""
-    scores = np.zeros(len(messages))
-    labels = [message.example.label.value for message in messages]
-    groups = [message.example.group for message in messages]
-    for seen, unseen in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels, groups):
-        fitted = fit([messages[i] for i in seen])
+def cross_validated(rows: Rows, lines: NDArray[np.bool_]) -> Numbers:
+    """The score of each written message by a detector that saw none of its group, and none of its forms."""
+    written = [i for i, message in enumerate(rows.messages) if message.written]
+    labels = [rows.messages[i].label.value for i in written]
+    groups = [rows.messages[i].group for i in written]
+    scores = np.full(len(rows.messages), -np.inf)
+    for _, unseen in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels, groups):
+        away = {groups[i] for i in unseen}
+        seen = np.array([message.group not in away for message in rows.messages])
+        judged = rows.best(fit(rows, lines & seen[rows.owners]).decision_function(rows.matrix))
         for i in unseen:
-            scores[i] = fitted.scores(messages[i]).max()
+            scores[written[i]] = judged[written[i]]
     return scores
 
 
 def threshold(messages: Sequence[Message], scores: Numbers, false_alarms: float = FALSE_ALARMS) -> float:
-    """The lowest score above which at most this share of the harmless messages lies."""
+    """The lowest score above which at most this share of the written harmless messages lies."""
     harmless = sorted(
-        (s for m, s in zip(messages, scores, strict=True) if m.example.label is Label.HARMLESS), reverse=True
+        (s for m, s in zip(messages, scores, strict=True) if m.written and m.label is Label.HARMLESS), reverse=True
     )
     return float(harmless[int(false_alarms * len(harmless))])
 
 
 def trained(examples: Sequence[Example], false_alarms: float = FALSE_ALARMS) -> dict[str, Any]:
     """The artefact made from the train side of the examples; ``false_alarms`` as for ``threshold``."""
-    messages = counted(example for example in examples if example.split == "train")
-    limit = threshold(messages, cross_validated(messages), false_alarms)
-    fitted = fit(messages)
-    attacks = [
-        (row, owner.example.label) for row, owner in zip(fitted.rows, fitted.chosen, strict=True) if owner.attack
-    ]
-    matrix = fitted.space.matrix([row for row, _ in attacks])
-    kinds = {label: _svm(matrix, [found is label for _, found in attacks]) for label in ATTACKS}
+    rows = Rows.of(training_messages(examples))
+    lines = telling(rows)
+    scores = cross_validated(rows, lines)
+    limit = threshold(rows.messages, scores, false_alarms)
+    detector = fit(rows, lines)
+    weights = detector.coef_[0]
+    cuts = np.cumsum([len(names) for names in rows.space.names])
+    by_kind = np.split(weights, cuts[:-1])
+    values = (NGRAM_VALUE, PAIR_VALUE, IDEA_VALUE)
+    named = {
+        kind: _levels(names, found * value)
+        for kind, names, found, value in zip(
+            ("ngrams", "pairs", "ideas"), rows.space.names, by_kind, values, strict=True
+        )
+    }
     return {
         "format": FORMAT,
+        "made_from": fingerprint(),
         "threshold": math.ceil(limit * PARTS),
-        "ngrams": list(fitted.space.ngrams),
-        "idf": fitted.space.idf,
-        "ideas": list(fitted.space.ideas),
-        **_weights(fitted.detector, fitted.space),
-        "kinds": {label.value: _weights(kind, fitted.space) for label, kind in kinds.items()},
+        "bias": int(np.rint(detector.intercept_[0] * PARTS)),
+        "cross_validated": reached(rows.messages, scores, limit),
+        **named,
+        "kinds": _kinds(rows, lines),
     }
 
 
-def _weights(svm: LinearSVC, space: Space) -> Mapping[str, Any]:
-    weights = svm.coef_[0]
-    cut = len(space.ngrams)
-    return {
-        "bias": _thousandths(svm.intercept_)[0],
-        "ngram_weights": _thousandths(weights[:cut]),
-        "idea_weights": _thousandths(weights[cut:] * IDEA_VALUE),
-    }
+def reached(messages: Sequence[Message], scores: Numbers, limit: float) -> dict[str, float]:
+    """Share of the written messages of each label that cross-validation scores above the limit, in thousandths."""
+    found: dict[str, float] = {}
+    for label in (*ATTACKS, Label.HARMLESS):
+        here = [s for m, s in zip(messages, scores, strict=True) if m.written and m.label is label]
+        found[label.value] = round(sum(score > limit for score in here) / max(1, len(here)), 4)
+    return found
 
 
-def _thousandths(values: Numbers) -> list[int]:
-    return [int(value) for value in np.rint(values * PARTS)]
+def _kinds(rows: Rows, lines: NDArray[np.bool_]) -> dict[str, Any]:
+    """Of attacks, which kind: by ideas alone."""
+    attack = lines & np.array([message.attack for message in rows.messages])[rows.owners]
+    start = len(rows.space.names[0]) + len(rows.space.names[1])
+    matrix = rows.matrix[attack][:, start:]
+    labels = [rows.messages[i].label for i in rows.owners[attack]]
+    kinds: dict[str, Any] = {}
+    for label in ATTACKS:
+        svm = _svm(matrix, [found is label for found in labels])
+        kinds[label.value] = {
+            "bias": int(np.rint(svm.intercept_[0] * PARTS)),
+            "ideas": _levels(rows.space.names[2], svm.coef_[0] * IDEA_VALUE),
+        }
+    return kinds
+
+
+def _levels(names: Sequence[str], weights: Numbers) -> dict[str, str]:
+    """Names by their weight in thousandths, a line for each name; what weighs nothing is left out."""
+    levels: defaultdict[int, list[str]] = defaultdict(list)
+    for name, weight in zip(names, weights, strict=True):
+        level = _rounded(weight * PARTS)
+        if level:
+            levels[level].append(name)
+    return {str(level): "\n".join(levels[level]) for level in sorted(levels)}
+
+
+def _rounded(thousandths: float) -> int:
+    """To two digits, for a third would not tell anything."""
+    whole = int(np.rint(thousandths))
+    step = 10 ** max(0, len(str(abs(whole))) - 2)
+    return int(round(whole / step) * step)
+
+
+def fingerprint() -> str:
+    """A hash of all that the artefact is made from: messages, grammar, and the code that reads them and trains."""
+    code = [Path(str(module.__file__)) for module in (normalising, guard_features, guard_lexicon)]
+    code += [Path(str(module.__file__)) for module in (data, generating, grammar, wrapping)]
+    files = [*code, Path(__file__), *sorted(data.FOLDER.rglob("*.jsonl")), *sorted(grammar.FOLDER.glob("*.txt"))]
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def serialised(artefact: Mapping[str, Any]) -> str:

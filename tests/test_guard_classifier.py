@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.guard_classifier import ARTEFACT, GuardClassifier, guard_classifier
-from app.domain.guard_features import HEAD, TAIL, WINDOW, ideas, ngrams, windows
+from app.domain.guard_features import HEAD, TAIL, WINDOW, ideas, ngrams, pairs, windows
 from app.domain.normalising import folded, plain
 from guard_training.data import ATTACKS, Example, Label, load
-from guard_training.train import Message, counted, fit, serialised, threshold, trained
+from guard_training.generating import Unlike, extras
+from guard_training.train import Message, fingerprint, threshold
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def share_flagged(examples: list[Example]) -> float:
 
 @pytest.mark.parametrize("label", ATTACKS)
 def test_unseen_attacks_are_found(held_out: list[Example], label: Label) -> None:
-    assert share_flagged([example for example in held_out if example.label is label]) >= 0.36
+    assert share_flagged([example for example in held_out if example.label is label]) >= 0.73
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
@@ -59,7 +61,9 @@ def test_an_attack_is_found_at_the_end_of_a_long_honest_message(held_out: list[E
     honest = "\n".join(e.text for e in held_out if e.label is Label.HARMLESS and "\n" not in e.text)[:20_000]
     classifier = guard_classifier()
     assert classifier.judge(ATTACK).label == "PROMPT_EXFILTRATION"
-    assert classifier.judge(f"{honest}\n{ATTACK}").label == "PROMPT_EXFILTRATION"
+    found = classifier.judge(f"{honest}\n{ATTACK}")
+    assert found.label in {"PROMPT_EXFILTRATION", "JAILBREAK"}  # it is both
+    assert found.score > classifier.threshold + 2 > classifier.judge(honest).score
 
 
 @pytest.mark.parametrize(
@@ -136,8 +140,21 @@ def test_pairs_of_ideas_need_to_be_near() -> None:
     assert {"DROP", "RULE"} <= far
     assert "DROP>RULE" not in far
     assert "INSTRUCTION" in ideas("시스템지시문을")
-    assert ngrams("ab ab")["ab"] == 2
-    assert ngrams("ab ab")["b ab "] == 1
+    assert {"b ", " ab ", "b ab "} <= ngrams("ab ab")
+
+
+def test_korean_is_read_as_if_without_spaces() -> None:
+    assert ngrams("시스템 프롬프트 출력") == ngrams("시스템프롬프트 출력")
+    assert ngrams("a 가 b") != ngrams("a가b")
+
+
+def test_pairs_are_of_words_near_each_other() -> None:
+    assert pairs("ignoring the rules 시스템은") == {
+        *("_ignor", "_the", "_rules", "_시스", "=ignoring", "=the", "=rules", "=시스템은"),
+        *("ignor_the", "ignor_rules", "ignor_시스", "the_rules", "the_시스", "rules_시스"),
+        *("ignoring=the", "the=rules", "rules=시스템은"),
+    }
+    assert "ignor_rules" not in pairs("ignore one two three four rules")
 
 
 # --- time ---
@@ -169,28 +186,54 @@ def test_the_longest_message_holds_the_event_loop_for_a_blink_at_most(piece: str
 # --- the artefact ---
 
 
+TRAINED_SMALL = """
+from guard_training import generating, train
+from guard_training.data import load
+generating.ATTACKS_OF_AN_IDEA = generating.HARMLESS_OF_AN_IDEA = 1
+print(train.serialised(train.trained([e for e in load() if e.group.endswith(("1", "s"))])), end="")
+"""
+
+
 def test_training_again_gives_the_same_bytes() -> None:
-    assert serialised(trained(load())) == ARTEFACT.read_text(encoding="utf-8")
+    """With a part of the data, for all of it takes a minute: that is what ``python -m guard_training --check`` does."""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", TRAINED_SMALL],
+            capture_output=True,
+            timeout=300,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]
+    assert len(runs[0]) > 50_000
+
+
+def test_the_artefact_was_made_from_what_is_there() -> None:
+    """Messages, grammar and code: whoever changes one of them trains anew."""
+    assert json.loads(ARTEFACT.read_text(encoding="utf-8"))["made_from"] == fingerprint()
 
 
 def test_the_artefact_is_small() -> None:
     assert ARTEFACT.stat().st_size < 1_000_000
 
 
-def test_the_service_judges_as_training_did() -> None:
-    """Pure Python and the solver's own arithmetic agree to the rounding of the artefact."""
-    messages = counted(example for example in load() if example.split == "train")
-    fitted = fit(messages)
-    for message in messages[::40]:
-        ours = guard_classifier().judge(message.example.text).score
-        assert ours == pytest.approx(fitted.scores(message).max(), abs=0.05)
+def test_what_is_generated_is_unlike_the_held_out_side(held_out: list[Example]) -> None:
+    known = Unlike(example.text for example in held_out)
+    assert not known.is_unlike(f"{held_out[0].text}!")
+    made = extras(load())
+    assert len(made) > 20_000
+    assert all(known.is_unlike(extra.text) for extra in made[::200])
 
 
 def test_the_threshold_lets_the_set_share_of_harmless_messages_through() -> None:
-    messages = [Message(Example(str(i), "en", Label.HARMLESS, str(i), "train", "x"), []) for i in range(1000)]
-    scores = np.arange(1000) / 1000
+    example = Example("1", "en", Label.HARMLESS, "1", "train", "x")
+    messages = [Message(Label.HARMLESS, str(i), 1.0, example) for i in range(1000)]
+    messages += [Message(Label.HARMLESS, None, 0.3) for _ in range(1000)]
+    scores = np.arange(2000) / 1000
     limit = threshold(messages, scores, 0.005)
-    assert sum(score > limit for score in scores) == 5
+    assert sum(score > limit for score in scores[:1000]) == 5
 
 
 def test_another_format_is_refused_with_what_to_do() -> None:

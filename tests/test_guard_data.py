@@ -50,10 +50,12 @@ def held_out(examples: list[Example]) -> list[Example]:
 
 def test_there_are_enough_harmless_messages(harmless: list[Example]) -> None:
     with_triggers = [example for example in harmless if example.triggers]
-    ordinary = [example for example in harmless if not example.triggers]
+    ordinary = [example for example in harmless if not example.triggers and example.author == "A"]
+    by_others = [example for example in harmless if example.author != "A"]
     assert (len(with_triggers) >= 420, len(held_out(with_triggers)) >= 130) == (True, True)
     assert (len(ordinary) >= 500, len(held_out(ordinary)) >= 150) == (True, True)
-    assert len({example.intent for example in harmless}) == 6
+    assert (len(by_others) >= 2000, len(held_out(by_others)) >= 350) == (True, True)
+    assert len({example.intent for example in harmless if example.author == "A"}) == 6
 
 
 @pytest.mark.parametrize("label", LEAST)
@@ -74,8 +76,13 @@ def test_about_half_of_each_side_is_korean(examples: list[Example], label: Label
         assert 0.4 <= share <= 0.6, side
 
 
-def test_the_held_out_side_is_about_three_tenths(examples: list[Example]) -> None:
-    assert 0.27 <= len(held_out(examples)) / len(examples) <= 0.34
+@pytest.mark.parametrize(
+    ("author", "least", "most"), [("A", 0.27, 0.34), ("B", 0.2, 0.3), ("C", 0.2, 0.3), ("D", 0, 0)]
+)
+def test_how_much_of_an_author_is_held_out(examples: list[Example], author: str, least: float, most: float) -> None:
+    theirs = [example for example in examples if example.author == author]
+    assert len(theirs) > 1900
+    assert least <= len(held_out(theirs)) / len(theirs) <= most
 
 
 def test_korean_is_written_in_hangul(examples: list[Example]) -> None:
@@ -148,6 +155,21 @@ def test_a_bad_line_is_named_with_its_reason(tmp_path: Path, change: dict[str, s
     (tmp_path / "harmless.jsonl").write_text("")
     (tmp_path / "attacks.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **change}) + "\n")
     with pytest.raises(DataError, match=rf"attacks\.jsonl, line 2: .*{said}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"group": "b"}, "B/"), ({"split": "blind"}, "blind"), ({"technique": ""}, "technique is empty")],
+)
+def test_a_bad_line_of_another_author_is_named(tmp_path: Path, change: dict[str, str], said: str) -> None:
+    (tmp_path / "harmless.jsonl").write_text("")
+    (tmp_path / "attacks.jsonl").write_text("")
+    line = {**GOOD, "author": "B", "group": "B/a", "split": "held_out"}
+    (tmp_path / "others.jsonl").write_text(json.dumps(line) + "\n")
+    assert load(tmp_path)[0].author == "B"
+    (tmp_path / "others.jsonl").write_text(json.dumps({**line, **change}) + "\n")
+    with pytest.raises(DataError, match=rf"others\.jsonl, line 1: .*{said}"):
         load(tmp_path)
 
 

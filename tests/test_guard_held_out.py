@@ -14,12 +14,20 @@ from app.domain.guarding import ATTACKS
 from guard_training.data import Example, Label, load
 
 GOAL, MOST_FALSE_ALARMS = 0.95, 0.005
+REACHED = {Label.PROMPT_EXFILTRATION: 0.70, Label.JUDGE_MANIPULATION: 0.70, Label.JAILBREAK: 0.77}
+REACHED_BY_OTHERS = {Label.PROMPT_EXFILTRATION: 0.76, Label.JUDGE_MANIPULATION: 0.77, Label.JAILBREAK: 0.88}
 Judged = list[tuple[Example, Inspection]]
 
 
 @pytest.fixture(scope="module")
-def judged() -> Judged:
+def all_judged() -> Judged:
     return [(example, inspected(example.text)) for example in load() if example.split == "held_out"]
+
+
+@pytest.fixture(scope="module", params=["A", "BC"], ids=["first author", "other authors"])
+def judged(all_judged: Judged, request: pytest.FixtureRequest) -> Judged:
+    """Of the author whose other messages are most of the training, or of those who saw nothing of it."""
+    return [(example, found) for example, found in all_judged if example.author in request.param]
 
 
 def is_attack(found: Inspection) -> bool:
@@ -48,9 +56,9 @@ def false_alarms(judged: Judged, counts: Callable[[Inspection], bool]) -> float:
 
 
 def test_harmless_messages_are_left_alone(judged: Judged) -> None:
-    """At least 400, about half of them Korean, half of them made of an attack's words."""
+    """Hundreds, about half of them Korean, half of them made of an attack's words."""
     harmless = [example for example, _ in judged if example.label is Label.HARMLESS]
-    assert len(harmless) >= 400
+    assert len(harmless) >= 350
     assert 0.4 <= sum(example.language == "ko" for example in harmless) / len(harmless) <= 0.6
     assert false_alarms(judged, lambda found: bool(found.labels)) <= MOST_FALSE_ALARMS
 
@@ -58,13 +66,14 @@ def test_harmless_messages_are_left_alone(judged: Judged) -> None:
 @pytest.mark.parametrize("label", [Label.PROMPT_EXFILTRATION, Label.JUDGE_MANIPULATION, Label.JAILBREAK])
 class TestRecall:
     @pytest.mark.xfail(
-        strict=True, reason="some thousand sentences do not hold the knowledge of language that it takes"
+        strict=True, reason="the messages and the grammar do not hold all the knowledge of language that it takes"
     )
     def test_attacks_are_found(self, judged: Judged, label: Label) -> None:
         assert recall(judged, label) >= GOAL
 
     def test_what_is_reached_is_kept(self, judged: Judged, label: Label) -> None:
-        assert recall(judged, label) >= 0.35
+        first_author = judged[0][0].author == "A"
+        assert recall(judged, label) >= (REACHED if first_author else REACHED_BY_OTHERS)[label]
 
     def test_most_of_the_rest_are_in_doubt(self, judged: Judged, label: Label) -> None:
         """So that a model which is asked may find them."""
@@ -72,7 +81,7 @@ class TestRecall:
 
 
 def test_a_model_is_asked_about_few_harmless_messages(judged: Judged) -> None:
-    assert false_alarms(judged, lambda found: found.doubtful) <= 0.25
+    assert false_alarms(judged, lambda found: found.doubtful) <= 0.15
 
 
 # ---------------------------------------------------------------- time

@@ -1,34 +1,46 @@
-"""What the guard's classifier counts in a message: character n-grams, and which ideas stand together.
+"""What the guard's classifier looks for in a message: character n-grams, and words and ideas near each other.
 
 N-grams alone know phrasings they were trained on. An attack is an idea, though: somebody (the assistant, the grader) is
-to do something (reveal, drop, award) with something of the exam (instructions, rules, marks). So words are also looked
-up in a small lexicon of such ideas, and those that stand within a few words of each other are counted in pairs. Pure;
-the same for training and for judging.
+to do something (reveal, drop, award) with something of the exam (instructions, rules, marks). So words near each other
+are looked at in pairs, and they are looked up in a small lexicon of such ideas, which are paired too. What counts is
+whether something is there, not how often. Pure; the same for training and for judging.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections import Counter
 from collections.abc import Container, Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 from app.domain.guard_lexicon import FIRST_LETTERS, LONGEST_LATIN, LONGEST_OTHER, STEMS
 
 SMALLEST, LARGEST = 2, 5
 """Lengths of the n-grams, in characters; they go across words."""
-WINDOW, STRIDE = 320, 240
+LATIN_STEM, OTHER_STEM = 5, 2
+"""Characters of a word's beginning that stand for it in a pair."""
+BESIDE = 4
+"""Words after one that it makes a pair with."""
+WINDOW, STRIDE = 480, 360
 """Characters of a window, and from the start of one to the start of the next."""
 NEAR = 6
 """Words from one idea to another that still make a pair."""
 MOST_NEAR = 11
 """Ideas after one that are looked at: a word may be written together of several."""
+FEWEST_CHARACTERS, FEWEST_WORDS = 20, 4
+"""A shorter window counts as one of this length."""
 HEAD, TAIL = 8_000, 4_000
 """Of longer messages only this many characters at either end are read, so that judging takes bounded time."""
 
 _WORD = re.compile(
     r"r[1-4]\b|@?[a-zß-ÿ]+(?:['’][a-z]+)?\+?|[0-9]*[가-힣ㅠ]+|[\u3040-\u30ff\u4e00-\u9fff]+|[0-9]+(?:/[0-9]+)?"
 )
+
+_PLAIN_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[가-힣]+")
+_SLICES = {size: [slice(i, i + size) for i in range(2 * WINDOW)] for size in range(SMALLEST, LARGEST + 1)}
+"""A window is cut by these; it has at most a quarter more characters than ``WINDOW``."""
+_BETWEEN_HANGUL = re.compile(r"(?<=[가-힣]) (?=[가-힣])")
 
 
 def windows(folded: str) -> Iterator[str]:
@@ -43,13 +55,38 @@ def windows(folded: str) -> Iterator[str]:
         yield folded[start : start + WINDOW]
 
 
-def ngrams(window: str, known: Container[str] | None = None) -> Counter[str]:
-    """How often each n-gram (of those that are ``known``) occurs in ``window``, with a space before and after it."""
-    padded = f" {window} "
-    found: list[str] = []
-    for size in range(SMALLEST, LARGEST + 1):
-        found += [padded[i : i + size] for i in range(len(padded) - size + 1)]
-    return Counter(found if known is None else filter(known.__contains__, found))
+def ngrams(window: str, known: Container[str] | None = None) -> set[str]:
+    """The n-grams of ``window`` (those that are ``known``), with a space before and after it.
+
+    Korean is read as if written without spaces.
+    """
+    text = f" {window if window.isascii() else _BETWEEN_HANGUL.sub('', window)} "
+    found: set[str] = set()
+    for size, slices in _SLICES.items():
+        cut = map(text.__getitem__, slices[: len(text) - size + 1])
+        found.update(cut if known is None else filter(known.__contains__, cut))
+    return found
+
+
+def pairs(window: str) -> set[str]:
+    """Words of ``window`` alone and in pairs, in their order.
+
+    Beginnings of words as ``_a``, and of two that are near each other as ``a_b``; whole words as ``=a``, and neighbours
+    as ``a=b``.
+    """
+    words = _PLAIN_WORD.findall(window)
+    stems = [word[: LATIN_STEM if word[0] < "\u3040" else OTHER_STEM] for word in words]
+    found = {f"_{stem}" for stem in stems}
+    found.update([f"={word}" for word in words])
+    found.update([f"{one}={two}" for one, two in pairwise(words)])
+    for ahead in range(1, BESIDE + 1):
+        found.update([f"{one}_{two}" for one, two in zip(stems, stems[ahead:], strict=False)])
+    return found
+
+
+def sizes(window: str) -> tuple[float, float]:
+    """What the weights of n-grams and of pairs are divided by: a window is not suspicious for its length."""
+    return math.sqrt(max(FEWEST_CHARACTERS, len(window))), math.sqrt(max(FEWEST_WORDS, window.count(" ") + 1))
 
 
 def ideas(window: str) -> set[str]:

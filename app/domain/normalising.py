@@ -46,8 +46,10 @@ def plain(text: str) -> str:
     if text.isascii():
         return text
     # Marks go before NFKC, for it sorts them in quadratic time: 32,000 of them would hold up the event loop for 1.6 s.
-    seen = [c for c in text if unicodedata.category(c) not in _UNSEEN and c not in _WHOLE_PHRASES]
-    return unicodedata.normalize("NFKC", "".join(seen))
+    gone = {c for c in set(text) if unicodedata.category(c) in _UNSEEN or c in _WHOLE_PHRASES}
+    if gone:
+        text = "".join([c for c in text if c not in gone])
+    return unicodedata.normalize("NFKC", text)
 
 
 def folded(text: str) -> str:
