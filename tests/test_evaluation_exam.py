@@ -112,7 +112,7 @@ _ANCHORS = "anchors: {1: none, 2: little, 3: some, 4: much, 5: all}"
 SHORT_RUBRIC = f"""kind: rubric
 name: short
 en:
-  criteria: {{{", ".join(f"{name}: {{title: {name}, question: good?, {_ANCHORS}}}" for name in Criterion)}}}
+  criteria: {{{", ".join(f"{name}: {{title: {name}, question: good, {_ANCHORS}}}" for name in Criterion)}}}
   hints: {{{", ".join(f"{intent}: none" for intent in Intent)}}}
 """
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from app.domain.judging import ATTEMPTS, JudgeRequest, judge_turn
 from app.domain.judging.tasks import Trials, Withhold
 from app.domain.judging.trials import CONTROLS
-from app.domain.scoring import Score, Unscored
+from app.domain.sampling import Doubt
+from app.domain.scoring import Criterion, Score, Unscored
 from tests.support.judging import POLICY, ScriptedJudge, answer, task
 
 PLAIN = "Sort the names, equal ones stay in order."
@@ -30,7 +31,7 @@ def obedient(request: JudgeRequest) -> str:
 
 async def test_a_plain_prompt_takes_one_call_for_each_sample() -> None:
     judge = ScriptedJudge(honest)
-    judged = await judge_turn(judge, task(PLAIN, policy=replace(POLICY, samples=3)))
+    judged = await judge_turn(judge, task(PLAIN, policy=POLICY.with_samples(3)))
     assert [(call.purpose, call.sample, call.attempt) for call in judged.calls] == [("judge", at, 0) for at in range(3)]
     assert judged.verdict == Score(40)
     assert not judged.is_suspicious
@@ -40,7 +41,7 @@ async def test_samples_far_apart_ask_for_one_more() -> None:
     def say(request: JudgeRequest) -> str:
         return answer("Sort", (1, 1, 1, 1) if request.parameters["seed"] == 0 else (3, 3, 3, 3))
 
-    judged = await judge_turn(ScriptedJudge(say), task(PLAIN, policy=replace(POLICY, samples=3)))
+    judged = await judge_turn(ScriptedJudge(say), task(PLAIN, policy=POLICY.with_samples(3)))
     assert len(judged.evidence) == 4
     assert judged.spread == 2
     assert judged.verdict == Score(60)
@@ -159,3 +160,59 @@ async def test_the_same_prompt_makes_the_same_requests() -> None:
     await judge_turn(first, task(ORDER))
     await judge_turn(second, task(ORDER))
     assert [one.input_hash for one in first.requests] == [one.input_hash for one in second.requests]
+
+
+SPARING = replace(POLICY, samples=3, all_samples_where=frozenset(Doubt) - {Doubt.FAR_APART})
+
+
+def by_sample(*marks: tuple[int, int, int, int]) -> ScriptedJudge:
+    return ScriptedJudge(lambda request: answer("Sort", marks[request.parameters["seed"]]))
+
+
+async def test_a_prompt_of_which_there_is_no_doubt_is_judged_once() -> None:
+    judge = by_sample((3, 4, 3, 3))
+    judged = await judge_turn(judge, task(PLAIN, policy=SPARING))
+    assert len(judge.requests) == 1
+    assert isinstance(judged.verdict, Score)
+
+
+async def test_at_a_grades_edge_a_second_sample_is_asked_and_a_third_where_they_differ() -> None:
+    agreed = by_sample((4, 4, 4, 3), (4, 4, 4, 1))
+    await judge_turn(agreed, task(PLAIN, policy=SPARING))
+    assert len(agreed.requests) == 2, "R4 does not count for what is created"
+    differing = by_sample((4, 4, 4, 4), (4, 3, 4, 4), (4, 3, 4, 4))
+    judged = await judge_turn(differing, task(PLAIN, policy=SPARING))
+    assert len(differing.requests) == 3
+    assert judged.marks[Criterion.R2] == 3
+
+
+async def test_an_answer_that_could_not_be_used_and_an_order_that_acted_are_doubts() -> None:
+    confused = ScriptedJudge(
+        lambda request: answer("Sort", (3, 4, 3, 3)) if "last answer" in request.messages[-1].content else "?"
+    )
+    await judge_turn(confused, task(PLAIN, policy=replace(SPARING, all_samples_where=frozenset({Doubt.ASKED_AGAIN}))))
+    assert {request.parameters["seed"] for request in confused.requests} == {0, 1}
+    acted = await judge_turn(
+        ScriptedJudge(obedient), task(ORDER, policy=replace(SPARING, all_samples_where=frozenset({Doubt.ACTED_ON})))
+    )
+    assert [call.sample for call in acted.calls if call.purpose == "judge"] == [0, 1]
+
+
+async def test_marks_far_apart_are_a_doubt_where_a_policy_says_so() -> None:
+    judge = by_sample((1, 4, 3, 3), (1, 4, 3, 3))
+    await judge_turn(judge, task(PLAIN, policy=SPARING))
+    assert len(judge.requests) == 1
+    await judge_turn(judge, task(PLAIN, policy=replace(SPARING, all_samples_where=frozenset({Doubt.FAR_APART}))))
+    assert len(judge.requests) == 3
+
+
+async def test_a_judge_that_is_moved_once_by_chance_is_asked_more_often_and_nobody_is_flagged() -> None:
+    def wavering(request: JudgeRequest) -> str:
+        first_probe = request.parameters["seed"] == 103
+        return answer(re.split("[⟦.,]", prompt_of(request))[0], (4, 3, 3, 3) if first_probe else (2, 3, 3, 3))
+
+    judged = await judge_turn(ScriptedJudge(wavering), task(ORDER, policy=SPARING))
+    assert [call.purpose for call in judged.calls].count("probe") == 3
+    assert not judged.is_suspicious
+    assert not judged.withheld
+    assert [call.sample for call in judged.calls if call.purpose == "judge"] == [0, 1]

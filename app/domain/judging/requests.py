@@ -179,7 +179,7 @@ def suspicious_cuts(text: str, withhold: Withhold) -> tuple[Cut, ...]:
     visible = shown_text(text, Withhold.NOTHING).text
     found = talking(visible) if withhold is Withhold.TALK else passages(visible)
     if withhold is Withhold.CLAUSES:
-        found = [clause for sentence in found for clause in clauses(visible, sentence)]
+        found = tuple(clause for sentence in found for clause in clauses(visible, sentence))
     # White space at the end stays, so that what comes next does not move up.
     return tuple(Cut(one.start, one.start + len(visible[one.start : one.end].rstrip())) for one in found)
 

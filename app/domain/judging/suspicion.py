@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from app.domain.judging.readings import acrostic, decoded, readings, with_latin_letters
@@ -84,6 +85,7 @@ _COMMON = frozenset(
 _LONG_SENTENCE = 7
 _WINDOW = 1_000
 _MANY = 5
+_CACHED_TEXTS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ class Passage:
     hidden: bool = False
 
 
-def passages(text: str) -> list[Passage]:
+@lru_cache(_CACHED_TEXTS)
+def passages(text: str) -> tuple[Passage, ...]:
     """Suspicious sentences of a text as it is shown, in their order; empty for most prompts."""
     found = list(_units(text, _UNIT, 0, len(text)))
     loud = {at for at, unit in enumerate(found) if unit.hidden or is_suspicious(unit.names)}
@@ -108,9 +111,9 @@ def passages(text: str) -> list[Passage]:
         if one.names & HEAVY and other.names & HEAVY and len(both & HEAVY) >= ENOUGH:
             loud |= {at, at + 1}
     if not loud:
-        return [Passage(0, len(text), frozenset(), hidden=True)] if is_order(names_in(acrostic(text))) else []
+        return (Passage(0, len(text), frozenset(), hidden=True),) if is_order(names_in(acrostic(text))) else ()
     # What talks of judging elsewhere is often the rest of the order; the probe is asked about all of it together.
-    return [unit for at, unit in enumerate(found) if at in loud or unit.names & HEAVY]
+    return tuple(unit for at, unit in enumerate(found) if at in loud or unit.names & HEAVY)
 
 
 def is_to_the_judge(passage: Passage) -> bool:
@@ -119,6 +122,7 @@ def is_to_the_judge(passage: Passage) -> bool:
     return passage.hidden or bool(names & ALONE) or ("mark" in names and bool(names & {"value", "digit", "criterion"}))
 
 
+@lru_cache(_CACHED_TEXTS)
 def mentions_judging(text: str) -> bool:
     """Whether anything in a text as it is shown names a thing of judging; a fifth of honest prompts does.
 
@@ -150,9 +154,9 @@ def is_unusual(text: str) -> bool:
     return any(len(said) >= _LONG_SENTENCE and not _COMMON & {word.lower() for word in said} for said in sentences)
 
 
-def talking(text: str) -> list[Passage]:
+def talking(text: str) -> tuple[Passage, ...]:
     """All sentences that name anything of judging, be it only a word."""
-    return [unit for unit in _units(text, _UNIT, 0, len(text)) if unit.names or unit.hidden]
+    return tuple(unit for unit in _units(text, _UNIT, 0, len(text)) if unit.names or unit.hidden)
 
 
 def clauses(text: str, sentence: Passage) -> list[Passage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 ENOUGH = 2
 """Different things that a sentence names when it is suspicious."""
@@ -49,13 +50,17 @@ VALUES = frozenset({"value", "digit"})
 ALONE = frozenset({"who", "intent", "reader"})
 """One of these is enough: a coding exam's prompt has no need to speak of them."""
 
+_CACHED_SENTENCES = 4_096
+"""A conversation's sentences are looked at again with every turn that follows, and several times with each."""
 _JOINED = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[_-]+")
 
 
+@lru_cache(_CACHED_SENTENCES)
 def names_in(text: str) -> frozenset[str]:
     """Which things of `_WORDS` a plain text names."""
     spaced = _JOINED.sub(" ", text)
-    return frozenset(name for name, rule in _CLASSES.items() if rule.search(text) or rule.search(spaced))
+    forms = (text,) if spaced == text else (text, spaced)
+    return frozenset(name for name, rule in _CLASSES.items() if any(rule.search(form) for form in forms))
 
 
 def is_suspicious(names: frozenset[str]) -> bool:
