@@ -15,7 +15,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from app.application.submissions.work import TriedRunner
 from app.core.settings import RunnerSettings
 from app.domain.code_runner import (
     Ended,
@@ -33,7 +35,7 @@ from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
 from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
 from app.infrastructure.runner.bubblewrap.toolchains import main_class
 from app.infrastructure.runner.bubblewrap.waiting import Waiting
-from app.infrastructure.runner.opening import announce, open_runner
+from app.infrastructure.runner.opening import open_runner
 
 ROOT = Path(__file__).parents[1]
 LOOP = "import os\nif os.fork() == 0: os.setsid()\nwhile True: pass"
@@ -87,7 +89,9 @@ async def test_where_a_leak_is_found_nothing_is_run(monkeypatch: pytest.MonkeyPa
         with pytest.raises(RunnerUnavailableError, match="nothing is graded"):
             async with runner.prepared(SourceProgram("python", "print(1)")):
                 pytest.fail("it was prepared")
-        assert await announce(runner) is None
+        with capture_logs() as logs:
+            await TriedRunner(runner, announced_after_s=0).announce()
+        assert [entry["event"] for entry in logs] == ["runner_refuses_to_grade"]
     finally:
         await runner.close()
 

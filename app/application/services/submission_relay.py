@@ -65,9 +65,13 @@ class SubmissionRelay:
 
     async def run(self) -> None:
         """Evaluate until cancelled. Steps under way get a moment; those that are not done are done again by others."""
+        announcing = None if self._desk.runner is None else asyncio.create_task(self._desk.runner.announce())
         try:
             await self._loop()
         finally:
+            if announcing is not None:
+                announcing.cancel()
+                await asyncio.gather(announcing, return_exceptions=True)
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=_STOP_WITHIN_S)
             tasks = list(self._tasks)

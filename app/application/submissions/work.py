@@ -7,9 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import structlog
+
 from app.application.evaluation.judging import Judges
 from app.application.submissions.progress import Reporter
-from app.domain.code_runner import CodeRunner, Isolation
+from app.domain.code_runner import CodeRunner, Isolation, RunnerUnavailableError
 from app.domain.judging.tasks import Trials
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.submission import Outcome, PutOff
@@ -18,14 +20,19 @@ from app.infrastructure.persistence.session import Transaction
 from app.infrastructure.repositories.submission_claims import ClaimedEvaluation
 from app.infrastructure.repositories.turn_repository import JudgedBy
 
+log = structlog.get_logger()
+
 _TRY_AGAIN_S = 600.0
+_ANNOUNCE_AFTER_S = 10.0
+"""So long after the start the isolation is tried without being asked: starting, and whoever waits for it, come first."""
 
 
 class TriedRunner:
     """The code runner, and what was found when its isolation was tried: before the first run, and now and then."""
 
-    def __init__(self, runner: CodeRunner) -> None:
+    def __init__(self, runner: CodeRunner, *, announced_after_s: float = _ANNOUNCE_AFTER_S) -> None:
         self.runner = runner
+        self._announced_after_s = announced_after_s
         self._isolation: Isolation | None = None
         self._tried_at = 0.0
         self._trying = asyncio.Lock()
@@ -42,6 +49,16 @@ class TriedRunner:
                 self._isolation = await self.runner.self_test()
                 self._tried_at = time.monotonic()
             return self._isolation
+
+    async def announce(self) -> None:
+        """Soon after the start, try the isolation and write to the log what holds, or that nothing will be run."""
+        await asyncio.sleep(self._announced_after_s)
+        try:
+            isolation = await self.isolation()
+        except RunnerUnavailableError as error:
+            log.error("runner_refuses_to_grade", backend=self.runner.name, problem=error.problem, remedy=error.remedy)
+        else:
+            log.info("runner_ready", backend=isolation.backend, level=isolation.level, **isolation.details)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import structlog
 
 from app.core.errors import StartupError
 from app.core.settings import RunnerSettings
-from app.domain.code_runner import CodeRunner, Isolation, RunnerUnavailableError
+from app.domain.code_runner import CodeRunner
 
 log = structlog.get_logger(__name__)
 
@@ -21,7 +21,7 @@ async def open_runner(settings: RunnerSettings, stack: AsyncExitStack) -> CodeRu
     """Open the backend; ``stack`` closes it. ``None`` where the settings want none.
 
     It opens also where nothing can be run: the service serves its chats, and each run is refused until its cause is
-    gone. `announce` says so in the log.
+    gone.
 
     Raises:
         StartupError: the settings do not fit each other.
@@ -59,14 +59,3 @@ def _url(settings: RunnerSettings) -> str:
             "Set TURNSTONE_RUNNER__URL, or TURNSTONE_RUNNER__BACKEND to bubblewrap or none.",
         )
     return settings.url
-
-
-async def announce(runner: CodeRunner) -> Isolation | None:
-    """Try the isolation at start and write to the log what holds; ``None`` where nothing can be run now."""
-    try:
-        isolation = await runner.self_test()
-    except RunnerUnavailableError as error:
-        log.error("runner_refuses_to_grade", backend=runner.name, problem=error.problem, remedy=error.remedy)
-        return None
-    log.info("runner_ready", backend=isolation.backend, level=isolation.level, **isolation.details)
-    return isolation
