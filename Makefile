@@ -10,7 +10,7 @@ UV     := .uv/bin/uv
 MOVED  := $(shell test -s $(READY) && test "$$(cat $(READY))" != "$(CURDIR)" && echo moved)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve worker migrate doctor test test-fast check format schemas bench judge-bench torture hostile guard lock clean moved
+.PHONY: help install demo serve worker migrate doctor test test-slow test-fast check format schemas bench judge-bench torture hostile guard lock clean moved
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ migrate: $(READY) ## bring the database's tables to this version
 doctor: $(READY) ## check what the service needs
 	@$(BIN)/turnstone doctor
 
-test: $(TOOLS) ## run the whole suite (browser tests are skipped where there is no Chromium)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=10
+test: $(TOOLS) ## run the suite (browser tests are skipped where there is no Chromium)
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=10 -m "not slow"
+
+test-slow: $(TOOLS) ## run what takes long besides: kills, outages, deployments, the small model as a judge
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=10 -m slow
 
 test-fast: $(TOOLS) ## run the suite without browser, model and slow tests
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not browser and not model and not slow"

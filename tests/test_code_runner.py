@@ -79,7 +79,14 @@ BACKENDS: dict[str, Callable[[AsyncExitStack], Awaitable[CodeRunner]]] = {
 }
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module", params=BACKENDS)
+SCRIPTED = pytest.mark.slow  # programs run for real behind them too, so that takes as long again
+
+
+@pytest_asyncio.fixture(
+    loop_scope="module",
+    scope="module",
+    params=[pytest.param(name, marks=[SCRIPTED] if "scripted" in name else []) for name in BACKENDS],
+)
 async def runner(request: pytest.FixtureRequest) -> AsyncIterator[CodeRunner]:
     async with AsyncExitStack() as stack:
         opened = await BACKENDS[request.param](stack)

@@ -214,6 +214,7 @@ async def test_an_embedded_database_outlives_its_killed_owner_and_is_adopted(
     assert processes_of(data_dir) == []
 
 
+@pytest.mark.slow
 @pytest.mark.model
 async def test_the_local_model_dies_with_its_killed_owner_and_starts_again(settings: Settings, scratch: Path) -> None:
     data_dir = scratch / "with-model"

@@ -372,6 +372,7 @@ async def test_the_query_of_the_protocol_page_shows_the_conversation(service: Se
     assert [row["role"] for row in rows(query)] == ["USER", "ASSISTANT"]
 
 
+@pytest.mark.slow
 async def test_commands_of_the_operations_page_work(
     service: Service, core: FakeCore, settings: Settings, tmp_path: Path
 ) -> None:
@@ -392,6 +393,7 @@ async def test_commands_of_the_operations_page_work(
     assert [message["role"] for message in exported["messages"]] == ["USER", "ASSISTANT"]
 
 
+@pytest.mark.slow
 async def test_commands_of_the_usage_page_work(
     service: Service, core: FakeCore, provider: Provider, settings: Settings, tmp_path: Path
 ) -> None:
@@ -474,6 +476,7 @@ def test_deployments_set_what_there_is_to_set() -> None:
             assert all(isinstance(part, dict) for part in yaml.safe_load_all(file.read_text()))
 
 
+@pytest.mark.slow
 def test_commands_and_examples_of_the_evaluation_page_work(settings: Settings, tmp_path: Path) -> None:
     env = {"TURNSTONE_DATABASE__URL": str(settings.database.url), "TURNSTONE_DATA_DIR": str(tmp_path)}
     said = {}

@@ -332,6 +332,7 @@ def test_a_server_that_is_being_revived_when_it_is_closed_is_stopped(place: Path
         assert servers_in(place) == []
 
 
+@pytest.mark.slow
 def test_a_server_whose_files_are_gone_is_not_replaced_by_an_empty_one(place: Path, data_dir: Path) -> None:
     postgres = EmbeddedPostgres.open(data_dir)
     kill(servers_in(place))

@@ -89,6 +89,7 @@ async def test_a_turn_outlives_the_embedded_database_that_dies_under_it(
     assert "Traceback" not in process.output
 
 
+@pytest.mark.slow
 async def test_of_processes_that_share_it_one_starts_it_again_and_the_others_find_it(
     env: dict[str, str], data_dir: Path, provider: Provider, core: FakeCore
 ) -> None:

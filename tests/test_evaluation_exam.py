@@ -127,6 +127,7 @@ async def store_short_documents() -> dict[str, str]:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.timeout(300)
 async def test_the_whole_way_with_the_real_small_model(start: Start, core: FakeCore, rows: Rows) -> None:

@@ -276,6 +276,7 @@ def test_no_file_brings_anything_but_rows_or_an_export_error(
             assert str(path) in error.problem
 
 
+@pytest.mark.slow
 def test_a_big_file_is_not_held(write: Write) -> None:
     path = write(HEAD + "".join(f"chatcmpl-{number:030},gpt-4.1-mini,100,20\n" for number in range(50_000)))
     tracemalloc.start()

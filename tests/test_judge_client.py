@@ -202,6 +202,7 @@ async def test_other_providers_are_asked_through_langchain(endpoint: Endpoint, s
     assert "PRIVATE" not in f"{raised.value} {raised.value.detail}"
 
 
+@pytest.mark.slow
 @pytest.mark.model
 async def test_the_local_model_holds_to_the_schema(tmp_path: Path, stack: AsyncExitStack) -> None:
     settings = load_settings(data_dir=tmp_path, judge=JudgeSettings(timeout_s=110))

@@ -69,6 +69,7 @@ async def all_ended(rows: Rows, count: int, core: FakeCore) -> None:
     assert {(row["prompt_score"], row["correctness_score"], row["status"]) for row in scores} == {(80, 100, "SCORED")}
 
 
+@pytest.mark.slow
 async def test_killed_at_every_node(
     env: dict[str, str], judge: ScriptedJudge, core: FakeCore, rows: Rows, database_url: str
 ) -> None:

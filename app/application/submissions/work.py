@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 _TRY_AGAIN_S = 600.0
 _ANNOUNCE_AFTER_S = 10.0
-"""So long after the start the isolation is tried without being asked: starting, and whoever waits for it, come first."""
+"""So long after the start the isolation is tried without being asked: starting comes first."""
 
 
 class TriedRunner:
