@@ -1,4 +1,4 @@
-"""What people say of a submission's scores: overrides beside the machine's, and appeals; by REST and in a terminal."""
+"""What people say of a submission's scores: overrides beside the machine's, and appeals; over REST and the shell."""
 
 from __future__ import annotations
 
