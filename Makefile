@@ -93,7 +93,7 @@ $(UV): requirements/uv.txt
 	@touch $@
 
 $(READY): $(UV) requirements/runtime.txt pyproject.toml $(MOVED)
-	@echo "installing Turnstone into .venv: 0.7 GB, of which 0.3 GB are downloaded if they are not in uv's cache"
+	@echo "installing Turnstone into .venv: 0.8 GB, of which 0.3 GB are downloaded if they are not in uv's cache"
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
 	@VIRTUAL_ENV=.venv $(UV) pip sync -q --require-hashes requirements/runtime.txt || $(NO_INDEX)
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --build-constraints requirements/dev.txt --editable . || $(NO_INDEX)
@@ -102,7 +102,7 @@ $(READY): $(UV) requirements/runtime.txt pyproject.toml $(MOVED)
 $(TOOLS): $(READY) requirements/dev.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo "The tests' Redis is a package for Python 3.11 only: make clean, then make PYTHON=python3.11 …"; exit 1; }
-	@echo "installing what tests and checks need into .venv: 0.3 GB more, of which 0.1 GB are downloaded"
+	@echo "installing what tests and checks need into .venv: 0.4 GB more, of which 0.1 GB are downloaded"
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --require-hashes -r requirements/dev.txt || $(NO_INDEX)
 	@touch $@
 
