@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from app.core.settings import Settings
 from tests.conftest import Rows
-from tests.support.chat import wait_until
+from tests.support.chat import Command, environment, wait_until
 from tests.support.core import FakeCore
 from tests.support.judge import ScriptedJudge
 from tests.support.service import Service
@@ -230,3 +233,28 @@ def test_the_older_platform_is_told_each_stage_once(
         core.wait_for(lambda posts: sum("submissions/88001/result" in post.path for post in posts) == 1, 20)
         stages = [post.body["status"] for post in core.deliveries if post.path.endswith("/ai/analysis")]
     assert stages == ["QUEUED", "RUNNING"]
+
+
+def test_the_command_lists_shows_evaluates_again_and_releases(
+    rest: httpx.Client, settings: Settings, tmp_path: Path, rows: Rows
+) -> None:
+    env = environment(settings, TURNSTONE_DATA_DIR=str(tmp_path))
+
+    def turnstone(*arguments: str, code: int = 0) -> str:
+        ended_with, said = Command("submissions", *arguments, env=env).ended()
+        assert ended_with == code, said
+        return said
+
+    rest.put("/api/exams/1", json={"problem_text": "Sum.", "hold_scores": True}).raise_for_status()
+    taken(rest, talked(rest), code=RIGHT, submission_id="held")
+    wait_until(lambda: show(rest, "held")["progress"]["stage"] == "held", 60)
+    assert "held" in turnstone("list") and "revision 1 is held" in turnstone("list", "--status", "RUNNING")
+    shown = json.loads(turnstone("show", "held"))
+    assert shown["evaluations"][0]["held_scores"]["status"] == "SCORED"
+    assert shown["evaluations"][0]["steps"]["panel"]["cost"]["calls"] >= 3
+    assert "is released" in turnstone("release", "held", "--person", "Kim")
+    ended(rest, "held")
+    assert "revision 2" in turnstone("rerun", "held", "--person", "Kim", "--again", "scores")
+    assert "No scores" in turnstone("release", "held", "--person", "Kim", code=1)
+    assert "no such submission" in turnstone("show", "nothing", code=1)
+    turnstone("release", "held", "--person", " ", code=2)
