@@ -126,7 +126,7 @@ def missed(results: dict[str, Any]) -> list[str]:
         for part, drift in drifts.items()
         if drift > MOST_DRIFT
     ]
-    if ladder["calls_for_20"] > MOST_TURN_CALLS:
+    if ladder["calls_for_20"] > MOST_TURN_CALLS and results["trials"] == Trials.SUSPICIOUS:
         broken.append(f"{ladder['calls_for_20']:.1f} calls for 20 prompts judged once, more than {MOST_TURN_CALLS}")
     if (calls := results.get("exams", {"calls": {"mean": 0.0}})["calls"]["mean"]) > MOST_CALLS:
         broken.append(f"{calls:.1f} calls for an exam, more than {MOST_CALLS}")

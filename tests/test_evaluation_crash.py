@@ -28,6 +28,8 @@ TAKEOVER_S = 40.0
 @pytest.fixture
 def judge() -> Iterator[ScriptedJudge]:
     with ScriptedJudge() as running_judge:
+        # A score at a grade's edge, and a second sample that differs: all three are asked for, one after the other.
+        running_judge.marks = lambda seen: {"R2": 3} if seen.seed == 1 else {}
         yield running_judge
 
 

@@ -147,7 +147,7 @@ def test_the_command_measures_asserts_and_writes_json(tmp_path: Path, capsys: py
     result["attacks"] |= {"lifted_share": 0.02, "false_quotes": 1, "intent_changed_for_more": 1}
     result["panel"]["most_criteria_lifted"] = 2
     result["twins"]["mean_absolute_drift_points"] = 1.5
-    result["ladder"]["calls_for_20"] = 26
+    result["trials"], result["ladder"]["calls_for_20"] = "suspicious", 26
     result["exams"] = {"calls": {"mean": 46.0}}
     assert len(missed(result)) == 7
 
