@@ -323,3 +323,16 @@ def test_turns_are_named_by_their_own_numbers() -> None:
     came = steps(V2, turns=("missing", "C 4 4 4"))
     came[Node.TURNS].value["turns"][0]["turn"] = 7
     assert "turn 7: " in aggregate(V2, came)["final_scores"]["components"]["prompt"]["reason"]
+
+
+# ---------------------------------------------------------------- code that is newer than the grammar
+
+
+@pytest.mark.parametrize(("cases", "expected"), [("S:AC P:WA", 3.0), ("S:WA P:WA", None), ("S:CE P:CE", None)])
+def test_a_syntax_the_analyser_does_not_know_leaves_no_gap_where_the_program_passes(
+    cases: str, expected: float | None
+) -> None:
+    found = steps(V2, cases=cases)
+    unread = {"mean_complexity": None, "complexity_reason": "syntax error in line 3", "measured_complexity": 3.0}
+    complexity = evidence_of({**found, Node.ANALYSIS: Outcome("ok", unread)}).complexity
+    assert complexity == (expected if expected is not None else Unscored("syntax error in line 3"))

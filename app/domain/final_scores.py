@@ -207,7 +207,7 @@ def evidence_of(steps: Mapping[Node, Outcome]) -> Evidence:
         marks=_marks(steps.get(Node.PANEL)),
         cases=_cases(tests),
         ratio=_ratio(tests),
-        complexity=_complexity(steps.get(Node.ANALYSIS)),
+        complexity=_complexity(steps.get(Node.ANALYSIS), steps.get(Node.TESTS)),
     )
 
 
@@ -273,9 +273,17 @@ def _ratio(outcome: Outcome | None) -> float | Unscored:
     return Unscored(measured.get("reason") or "not measured") if ratio is None else float(ratio)
 
 
-def _complexity(outcome: Outcome | None) -> float | Unscored:
+def _complexity(outcome: Outcome | None, tests: Outcome | None) -> float | Unscored:
+    """The mean complexity. Code that the grammar cannot read, and that passes test cases, is newer than the grammar."""
     value = _found(outcome, "mean_complexity", "the static analysis")
     if not isinstance(value, Unscored):
         return float(value["mean_complexity"])
     stored = (outcome.value if outcome is not None else None) or {}
+    if stored.get("measured_complexity") is not None and _passes_any(tests):
+        return float(stored["measured_complexity"])
     return Unscored(stored["complexity_reason"]) if stored.get("complexity_reason") else value
+
+
+def _passes_any(tests: Outcome | None) -> bool:
+    cases = ((tests.value if tests is not None else None) or {}).get("cases") or ()
+    return any(case["verdict"] == "AC" for case in cases)
