@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.documents import shipped
-from app.domain.final_scores import COMPONENTS, Component, Override, aggregate
+from app.domain.final_scores import COMPONENTS, Component, Override, aggregate, evidence_of
 from app.domain.scoring import CaseGroup, Criterion, Score, ScorePolicy, Unscored
 from app.domain.submission import Node, Outcome
 from app.presentation.schemas.scores import FinalScores, TurnScore
