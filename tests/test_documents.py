@@ -134,12 +134,12 @@ WRONG_POLICIES = [
     ("samples: 3", "samples: 03", "samples: must be a number"),
     ("\nsamples: 3\n", "\n", "samples: is missing"),
     (
-        "[acted_on, asked_again, grade_edge]",
+        "[acted_on, asked_again]",
         "[acted_on, always]",
         "all_samples_where: must be a list with some of acted_on",
     ),
-    ("[acted_on, asked_again, grade_edge]", "acted_on", "all_samples_where: must be a list"),
-    ("[acted_on, asked_again, grade_edge]", "[acted_on, acted_on]", "all_samples_where: must be a list"),
+    ("[acted_on, asked_again]", "acted_on", "all_samples_where: must be a list"),
+    ("[acted_on, asked_again]", "[acted_on, acted_on]", "all_samples_where: must be a list"),
     ("panel_judges: 3", "panel_judges: 1", "panel_judges: must be from 2 to 9, and is 1"),
     ("points_per_mark: 20", "points_per_mark: 20.1", "points_per_mark: must be from 0 to 20, and is 20.1"),
     ("points_per_mark: 20", "points_per_mark: 0", "points_per_mark: must be more than 0"),
@@ -182,7 +182,7 @@ def test_a_policy_from_before_there_were_doubts_asks_for_all_samples_always() ->
     policy = ScorePolicy.parse(old)
     assert (policy.samples, policy.all_samples_where, policy.panel_judges) == (3, None, 3)
     found = differences(policy, ScorePolicy.parse(POLICY))
-    assert found == [Difference("all_samples_where", "always", "acted_on, asked_again, grade_edge")]
+    assert found == [Difference("all_samples_where", "always", "acted_on, asked_again")]
     assert ScorePolicy.parse(POLICY).with_samples(5).all_samples_where is None, "an exam's word counts for every prompt"
 
 

@@ -142,9 +142,17 @@ def suspicious_texts(task: JudgeTask) -> tuple[str, ...]:
 
 
 def mentions_of_judging(task: JudgeTask) -> bool:
-    """Whether the message, or one before it, names anything of judging at all; in the form it is shown in."""
-    texts = [*(said.content for said in task.context), task.message]
-    return any(mentions_judging(shown_text(text, Withhold.NOTHING).text) for text in texts)
+    """Whether the message names anything of judging at all, or a passage before it speaks to a judge; in the form shown.
+
+    Earlier prompts were looked at as strictly when they were judged, and what the assistant says is full of examples
+    and marks. What slips through there lifts one criterion at most: better marks are tried whatever was read.
+    """
+    earlier = (passage for said in task.context for passage in passages(_plainly(said.content)))
+    return mentions_judging(_plainly(task.message)) or any(is_to_the_judge(passage) for passage in earlier)
+
+
+def _plainly(text: str) -> str:
+    return shown_text(text, Withhold.NOTHING).text
 
 
 def names_an_intent(task: JudgeTask) -> bool:
