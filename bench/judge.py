@@ -1,4 +1,4 @@
-"""A judge for the benchmark: it quotes the prompt's first line and gives every criterion a 3. One process, no model."""
+"""A judge for the benchmark: it quotes the prompt's first line, and its marks are at no grade's edge. No model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from aiohttp import web
 
 _FENCED = re.compile(r"⟦([0-9a-f]{16})\n(.*?)\n\1⟧", re.DOTALL)
-_CRITERIA = ("R1", "R2", "R3", "R4")
+_MARKS = {"R1": 2, "R2": 3, "R3": 3, "R4": 3}
 
 
 def _judgement(asked: dict[str, Any]) -> dict[str, Any]:
     candidate = _FENCED.findall(asked["messages"][-1]["content"])[-1][1]
-    mark = {"reason": "It can be read.", "quote": candidate.splitlines()[0][:60], "score": 3}
-    return {"intent": "EXPLORATION", "criteria": dict.fromkeys(_CRITERIA, mark), "advice": "Name the limits."}
+    mark = {"reason": "It can be read.", "quote": candidate.splitlines()[0][:60]}
+    criteria = {name: {**mark, "score": score} for name, score in _MARKS.items()}
+    return {"intent": "EXPLORATION", "criteria": criteria, "advice": "Name the limits."}
 
 
 async def _complete(request: web.Request) -> web.Response:

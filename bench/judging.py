@@ -22,12 +22,15 @@ async def judging(scene: Scene, plan: Plan) -> dict[str, Any]:
     plain_s: list[float] = []
     judged_s: list[float] = []
     ratios: list[float] = []
+    cpu_s = {scene.ours.name: 0.0, judged.name: 0.0}
     try:
         for number in range(2 * plan.arrival_pairs):
             sides = [scene.ours, judged]
             found = {}
             for server in sides if number % 2 else reversed(sides):  # the first one of a pair is worse off
+                before = server.cpu_s()
                 found[server.name] = await arrivals(scene, server, plan)
+                cpu_s[server.name] += server.cpu_s() - before
             plain_s += found[scene.ours.name]
             judged_s += found[judged.name]
             ratios.append(median(found[judged.name]) / median(found[scene.ours.name]))
@@ -42,6 +45,7 @@ async def judging(scene: Scene, plan: Plan) -> dict[str, Any]:
         "judged": milliseconds(judged_s),
         "ratio": median(ratios),
         "judged_turns": turns,
+        "cpu_ms_per_judgement": (cpu_s[judged.name] - cpu_s[scene.ours.name]) / turns * 1000,
     }
     say(f"  {figures['ratio']:.2f} × the time to the first token, while {turns} prompts were judged")
     return figures

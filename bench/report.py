@@ -153,6 +153,7 @@ GOALS = (
         "judging", "… against prompts that are not judged (median of rounds)", "×", lambda f: f["ratio"], must=1.25,
         aim=1.1, compared=lambda f: f"{f['judged_turns']} turns judged meanwhile",
     ),
+    Goal("judging", "… CPU of a judgement, without PostgreSQL's", "ms", lambda f: f["cpu_ms_per_judgement"]),
     Goal(
         "soak", "memory after minutes of turns", "MB", lambda f: f["end_mb"],
         compared=lambda f: f"after the warm-up {f['warm_mb']:.1f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from app.domain.conversation import FinishReason, TurnId
 from app.domain.documents import DocumentError
@@ -21,6 +22,8 @@ from app.infrastructure.repositories.turn_repository import TurnRepository
 
 _CONTEXT_TOKENS = 6_000
 """Of the conversation before the prompt; what is older says little of it and costs each time."""
+
+_CACHED_DOCUMENTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +92,23 @@ async def _judged_by(db: Transaction, run: EvaluationRun, *, language: Language)
     if run.rubric_hash is None or run.prompt_hash is None or run.policy_hash is None:
         raise DocumentError("The run does not say what it is judged by")
     documents = DocumentRepository(db)
-    policy = ScorePolicy.parse(await documents.content("policy", run.policy_hash))
+    policy = _policy(await documents.content("policy", run.policy_hash))
     samples = run.settings.get("samples")
     return JudgeTask(
         message="",
         context=(),
         problem_text=None,
         language=language,
-        rubric=Rubric.parse(await documents.content("rubric", run.rubric_hash)),
+        rubric=_rubric(await documents.content("rubric", run.rubric_hash)),
         policy=policy.with_samples(samples) if samples else policy,
         prompt=await documents.content("prompt", run.prompt_hash),
         trials=_trials(run) or Trials.SUSPICIOUS,
     )
+
+
+# Reading them takes 25 ms together, in the process that may serve the chat, and a document never changes.
+_rubric = lru_cache(_CACHED_DOCUMENTS)(Rubric.parse)
+_policy = lru_cache(_CACHED_DOCUMENTS)(ScorePolicy.parse)
 
 
 def _trials(run: EvaluationRun) -> Trials | None:

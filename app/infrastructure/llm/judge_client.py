@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 _LARGEST_BODY: Final = 1024 * 1024
 _CONNECT_S: Final = 10.0
 _SCHEMA_NAME: Final = "judgement"
-_LOCAL_TEXT: Final = 120
-"""Characters; see `app.infrastructure.llm.gbnf`."""
+_LOCAL_TEXT: Final = 28
+"""Characters of each text; see `app.infrastructure.llm.gbnf`.
+
+A sign may take four tokens of a small model, and nine texts of such signs have to fit into the cap of an answer: one
+that is cut off is no JSON.
+"""
 
 
 async def open_judge(
