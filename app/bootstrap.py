@@ -60,6 +60,8 @@ _JOB_PAUSE_S = 1.0
 _GIVE_BACK_S = 3.0
 _LOOK_AFTER_POSTGRES_S = 1.0
 _LONGEST_PAUSE_S = 30.0
+_BETWEEN_JUDGEMENTS_S = 0.15
+"""In a process that serves chats: a judgement takes 16 ms of its processor, so that a tenth of that goes to judging."""
 
 
 def silent(_line: str) -> None:
@@ -251,7 +253,7 @@ async def _start_service(
         evaluating.wake()
 
     desk = open_desk(stack, settings, opened.counter, on_told=wake, local=opened.local)
-    judging = EvaluationRelay(desk, lambda: lease.token)
+    judging = EvaluationRelay(desk, lambda: lease.token, pause_s=_BETWEEN_JUDGEMENTS_S)
     to_evaluate = await open_submission_desk(stack, settings, desk)
     evaluating = SubmissionRelay(to_evaluate, lambda: lease.token)
     judged_by = to_evaluate.default

@@ -151,7 +151,7 @@ async def test_a_checker_that_fails_is_nobody_s_wrong_answer(runner: CodeRunner,
     program = SourceProgram("python", "raise SystemExit(7)")
     async with open_verdicts(runner, Checker(CheckerKind.PROGRAM, program=program)) as verdicts:
         outcome = await verdicts.verdict(await run_one(runner, python, b"sum 1 2"), b"sum 1 2", b"3")
-    assert outcome == (CaseVerdict.SE, "the checker gave no verdict: exit code 7")
+    assert outcome == (CaseVerdict.SE, "the checker gave no verdict: exit code 7", "checker")
 
 
 async def test_a_checker_program_sees_input_output_and_answer(runner: CodeRunner, python: PreparedProgram) -> None:

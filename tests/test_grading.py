@@ -12,7 +12,6 @@ import pytest_asyncio
 
 from app.application.submissions import grading, measuring, verdicts
 from app.application.submissions.grading import grade
-from app.core.settings import RunnerSettings
 from app.domain.code_runner import (
     CaseVerdict,
     CodeRunner,
@@ -40,7 +39,7 @@ ADDS_IN_JS = 'const [a, b] = require("fs").readFileSync(0, "utf8").split(" ").ma
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def runner() -> AsyncIterator[BubblewrapRunner]:
-    opened = BubblewrapRunner(RunnerSettings().concurrency)
+    opened = BubblewrapRunner(2)
     yield opened
     await opened.close()
 

@@ -307,7 +307,7 @@ def test_a_redis_that_does_not_answer_is_told_and_done_without(env: dict[str, st
 def test_doctor_finds_everything_well(env: dict[str, str]) -> None:
     code, output = Command("doctor", env=env).ended()
     assert code == 0, output
-    assert output.count("ok  ") == 7
+    assert output.count("ok  ") == 8
     assert re.search(r"ok +code analyser: lizard [\d.]+, tree-sitter [\d.]+", output)
     assert "FAIL" not in output
 

@@ -75,12 +75,17 @@ class EvaluationRelay:
         desk: what runs are judged with.
         worker: gives the id under which runs are claimed now (it changes when this process has lost its lease).
         batch: only runs of this batch.
+        pause_s: from one run's start to the next one's, in a process that serves chats too: judging can wait, and
+            candidates who read cannot.
     """
 
-    def __init__(self, desk: Desk, worker: Callable[[], int], *, batch: str | None = None) -> None:
+    def __init__(
+        self, desk: Desk, worker: Callable[[], int], *, batch: str | None = None, pause_s: float = 0.0
+    ) -> None:
         self._desk = desk
         self._worker = worker
         self._batch = batch
+        self._pause_s = pause_s
         self._woken = asyncio.Event()
         self._runs: dict[asyncio.Task[None], ClaimedRun] = {}
 
@@ -110,6 +115,9 @@ class EvaluationRelay:
                     tidy_at = time.monotonic() + _TIDY_EVERY_S
                 if not await self._claim_and_start():
                     await asyncio.sleep(_LOOK_AGAIN_S)
+                elif self._pause_s:
+                    await asyncio.sleep(self._pause_s)
+                    self.wake()
             except DATABASE_DOWN as error:
                 log.warning("evaluation_relay_waits_for_database", error=fault(error))
                 tidy_at = 0.0
@@ -131,6 +139,8 @@ class EvaluationRelay:
         room = self._desk.concurrency - len(self._runs)
         if room <= 0:
             return True  # a run that ends wakes us
+        if self._pause_s:
+            room = 1
         circuits = self._desk.judges.circuits
         async with get_db_context() as db:
             runs = EvaluationRuns(db)

@@ -142,7 +142,7 @@ def suspicious_texts(task: JudgeTask) -> tuple[str, ...]:
 
 
 def mentions_of_judging(task: JudgeTask) -> bool:
-    """Whether the message names anything of judging at all, or a passage before it speaks to a judge; in the form shown.
+    """Whether the message names anything of judging at all, or a passage before it speaks to a judge, as shown.
 
     Earlier prompts were looked at as strictly when they were judged, and what the assistant says is full of examples
     and marks. What slips through there lifts one criterion at most: better marks are tried whatever was read.
