@@ -115,11 +115,11 @@ def test_a_rubric_without_a_language_says_which_it_has() -> None:
 # ---------------------------------------------------------------- policies and rubrics that are refused
 
 WRONG_POLICIES = [
-    ("total: {prompt: 0.40,", "total: {prompt: 0.41,", "total: the weights must sum to 1, and sum to 1.01 (line 34)"),
+    ("total: {prompt: 0.40,", "total: {prompt: 0.41,", "total: the weights must sum to 1, and sum to 1.01 (line 35)"),
     (
         "total: {prompt: 0.40,",
         "total: {prompt: 0.40000001,",
-        "total: the weights must sum to 1, and sum to 1.00000001 (line 34)",
+        "total: the weights must sum to 1, and sum to 1.00000001 (line 35)",
     ),
     ("{R1: 1, R2: 2, R4: 1}", "{R1: 1, R5: 2}", "criteria.DEBUGGING.R5: is not known here; there is R1, R2, R3, R4"),
     ("  FOLLOW_UP: {R4: 1}", "  FOLLOW_UP: {}", "criteria.FOLLOW_UP: must name one criterion at least"),
@@ -134,12 +134,12 @@ WRONG_POLICIES = [
     ("samples: 3", "samples: 03", "samples: must be a number"),
     ("\nsamples: 3\n", "\n", "samples: is missing"),
     (
-        "[acted_on, asked_again]",
+        "[acted_on, asked_again, grade_edge]",
         "[acted_on, always]",
         "all_samples_where: must be a list with some of acted_on",
     ),
-    ("[acted_on, asked_again]", "acted_on", "all_samples_where: must be a list"),
-    ("[acted_on, asked_again]", "[acted_on, acted_on]", "all_samples_where: must be a list"),
+    ("[acted_on, asked_again, grade_edge]", "acted_on", "all_samples_where: must be a list"),
+    ("[acted_on, asked_again, grade_edge]", "[acted_on, acted_on]", "all_samples_where: must be a list"),
     ("panel_judges: 3", "panel_judges: 1", "panel_judges: must be from 2 to 9, and is 1"),
     ("points_per_mark: 20", "points_per_mark: 20.1", "points_per_mark: must be from 0 to 20, and is 20.1"),
     ("points_per_mark: 20", "points_per_mark: 0", "points_per_mark: must be more than 0"),
@@ -182,7 +182,7 @@ def test_a_policy_from_before_there_were_doubts_asks_for_all_samples_always() ->
     policy = ScorePolicy.parse(old)
     assert (policy.samples, policy.all_samples_where, policy.panel_judges) == (3, None, 3)
     found = differences(policy, ScorePolicy.parse(POLICY))
-    assert found == [Difference("all_samples_where", "always", "acted_on, asked_again")]
+    assert found == [Difference("all_samples_where", "always", "acted_on, asked_again, grade_edge")]
     assert ScorePolicy.parse(POLICY).with_samples(5).all_samples_where is None, "an exam's word counts for every prompt"
 
 
@@ -197,8 +197,8 @@ def test_all_problems_are_told_at_once_by_line() -> None:
     wrong = changed(changed(changed(POLICY, "samples: 3", "samples: 0"), "R2: 2", "R9: 2"), "prompt: 0.40", "prompt: 1")
     assert problems("policy", wrong) == [
         "samples: must be from 1 to 9, and is 0 (line 8)",
-        "criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4 (line 20)",
-        "total: the weights must sum to 1, and sum to 1.6 (line 34)",
+        "criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4 (line 21)",
+        "total: the weights must sum to 1, and sum to 1.6 (line 35)",
     ]
     with pytest.raises(DocumentError) as caught:
         ScorePolicy.parse(wrong)

@@ -84,7 +84,13 @@ async def read_subject(db: Transaction, run_id: int) -> Subject:
         return replace(subject, fault=error.message)
     message = await turns.user_message(turn) or ""
     problem_text = known.problem_text if known is not None else None
-    task = replace(judged_by, message=message, context=tuple(context), problem_text=problem_text or None)
+    task = replace(
+        judged_by,
+        message=message,
+        context=tuple(context),
+        problem_text=problem_text or None,
+        earlier=run.judged_turn - 1,
+    )
     return replace(subject, task=task)
 
 

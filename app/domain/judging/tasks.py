@@ -65,6 +65,7 @@ class JudgeTask:
         prompt: the judge's instructions, a template (`app.domain.judging.requests`).
         trials: when the judge is tried.
         withhold: what is left out of passages that speak to the judge; `judge_turn` finds that out.
+        earlier: how many prompts of the session there were before it, also those that are not shown.
     """
 
     message: str
@@ -76,6 +77,7 @@ class JudgeTask:
     prompt: str
     trials: Trials = Trials.SUSPICIOUS
     withhold: Withhold = Withhold.NOTHING
+    earlier: int = 0
 
 
 @dataclass(frozen=True, slots=True)

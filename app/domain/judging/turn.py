@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from typing import Final
 
 from app.domain.judging.answers import read_answer
 from app.domain.judging.asking import Asked, ask, at_once, set_aside
@@ -43,6 +44,9 @@ from app.domain.sampling import Doubt
 from app.domain.scoring import Criterion, Intent, Score, Unscored
 
 Samples = list[Judgement | Unscored]
+EDGES_OF: Final = 5
+"""How many of a session's prompts may cost more samples for lying at a grade's edge. Good ones lie there again and
+again, and the more there are the less each one counts; so an exam of twenty stays within 45 calls."""
 
 
 async def judge_turn(client: JudgeClient, task: JudgeTask) -> TurnJudgement:
@@ -133,7 +137,10 @@ class _Run:
             Doubt.ACTED_ON: self.is_moved,
             Doubt.ASKED_AGAIN: any(call.purpose == "judge" and call.error is not None for call in self.calls),
             # A single mark lies at an edge two times of five, which tells nothing.
-            Doubt.GRADE_EDGE: len(counted) > 1 and isinstance(verdict, Score) and policy.near_grade_edge(verdict),
+            Doubt.GRADE_EDGE: task.earlier < EDGES_OF
+            and len(counted) > 1
+            and isinstance(verdict, Score)
+            and policy.near_grade_edge(verdict),
             Doubt.FAR_APART: bool(counted) and max(counted) - min(counted) >= policy.another_sample_at_spread,
         }
         return any(holds[doubt] for doubt in policy.all_samples_where or ())
