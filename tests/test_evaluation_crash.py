@@ -102,6 +102,7 @@ async def test_killed_while_the_judge_is_asked(
     assert [call.seed for call in judge.calls] == [*range(asked), *range(asked - 1, SAMPLES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "table",
     ["judge_calls", "criterion_scores", "provider_calls", "prompt_evaluations", "callbacks", "callback_lanes"],

@@ -194,6 +194,7 @@ print(train.serialised(train.trained([e for e in load() if e.group.endswith(("1"
 """
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_bytes() -> None:
     """With a part of the data, for all of it takes a minute: that is what ``python -m guard_training --check`` does."""
     runs = [

@@ -42,6 +42,7 @@ async def all_of(backend: Backend, programs: list[Hostile]) -> list[Trial]:
         return await asyncio.gather(*map(one, programs))
 
 
+@pytest.mark.slow
 async def test_no_program_gets_out_or_leaves_anything(backend: Backend) -> None:
     known = await backend.runner.languages()
     programs = [program for program in PROGRAMS if program.quick and program.language in known]
@@ -52,6 +53,7 @@ async def test_no_program_gets_out_or_leaves_anything(backend: Backend) -> None:
     assert late == {}, "time from a limit to the end; on a machine with nothing else to do it is below 250 ms"
 
 
+@pytest.mark.slow
 async def test_no_forgery_passes(backend: Backend) -> None:
     known = await backend.runner.languages()
     chosen = [forged for forged in FORGED if forged.language in known]

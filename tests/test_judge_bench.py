@@ -81,6 +81,7 @@ async def test_without_the_defence_most_attacks_are_obeyed_and_with_it_none() ->
     assert defended["unscored"] <= 0.1 * len(EVERY_FIFTH)
 
 
+@pytest.mark.slow
 async def test_trying_suspicious_prompts_only_lets_one_in_a_hundred_through() -> None:
     def judge_for(attack: Any) -> ObedientJudge:
         persuaded = attack.family in measures.WITHOUT_ORDER
@@ -120,6 +121,7 @@ async def test_an_exam_takes_no_more_calls_than_it_may() -> None:
     assert result["turn_calls"]["most"] <= 39
 
 
+@pytest.mark.slow
 async def test_twins_hardly_drift_and_honest_prompts_cost_few_calls() -> None:
     plan = Plan(Trials.SUSPICIOUS)
     twins = await measures.twins(FakeJudge(), attacks(), plan)

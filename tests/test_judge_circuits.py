@@ -106,6 +106,7 @@ def judge() -> Iterator[ScriptedJudge]:
         yield running
 
 
+@pytest.mark.slow
 async def test_many_waiting_turns_leave_a_dead_judge_in_peace_and_are_judged_when_it_is_back(
     start: Callable[..., Service], judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:

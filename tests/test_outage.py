@@ -192,6 +192,7 @@ async def test_a_background_job_goes_on_after_an_error_that_nobody_foresaw(
         await chat.until("cancelled")
 
 
+@pytest.mark.slow
 async def test_an_answer_that_ended_during_an_outage_is_stored_when_it_is_over_although_others_watch(
     settings: Settings, server: Server, provider: Provider, core: FakeCore, rows: Rows
 ) -> None:
@@ -225,6 +226,7 @@ async def test_an_answer_that_ended_during_an_outage_is_stored_when_it_is_over_a
     assert "lease_taken" not in other.output
 
 
+@pytest.mark.slow
 async def test_a_process_that_must_end_during_an_outage_says_so_and_another_ends_its_turn(
     quick: Callable[..., Service],
     server: Server,
@@ -359,6 +361,7 @@ async def test_a_database_that_hangs_is_not_ready(quick: Callable[..., Service],
     await asyncio.to_thread(wait_until, lambda: ready(service))
 
 
+@pytest.mark.slow
 async def test_no_log_line_holds_what_was_said_or_a_key_whatever_fails(
     settings: Settings, server: Server, provider: Provider, core: FakeCore
 ) -> None:

@@ -78,7 +78,7 @@ def test_every_fault_of_a_file_is_told_with_its_line(turnstone: Run, tmp_path: P
     file.write_text(POLICY.replace("samples: 3", "samples: 0").replace("R2: 2", "R9: 2"), encoding="utf-8")
     told = turnstone("lint", str(file), code=1)
     assert f"{file}:8: samples: must be from 1 to 9, and is 0\n" in told
-    assert f"{file}:20: criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4\n" in told
+    assert f"{file}:21: criteria.DEBUGGING.R9: is not known here; there is R1, R2, R3, R4\n" in told
     assert f"turnstone: {file} has 2 problems." in told
     for command in (["show", str(file)], ["diff", "v2", str(file)], ["store", str(file)]):
         assert "has 2 problems" in turnstone(*command, code=1)

@@ -96,6 +96,7 @@ async def test_turns_go_on_in_silence_and_are_stored_after_it(
     assert {row["status"] for row in rows("SELECT status FROM prompt_turns")} == {"completed"}
 
 
+@pytest.mark.slow
 async def test_a_service_stops_in_silence(
     start: Callable[..., Service], proxy: SilentProxy, far_url: str, provider: Provider
 ) -> None:

@@ -312,6 +312,7 @@ def test_doctor_finds_everything_well(env: dict[str, str]) -> None:
     assert "FAIL" not in output
 
 
+@pytest.mark.slow
 def test_doctor_tells_of_every_fault_at_once(env: dict[str, str], tmp_path: Path, taken: str) -> None:
     (tmp_path / "file").write_text("in the way")
     env["TURNSTONE_PORT"] = taken

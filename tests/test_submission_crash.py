@@ -99,6 +99,7 @@ async def test_killed_at_every_node(
     assert asked_twice(judge) == [], "every answer had been kept before"
 
 
+@pytest.mark.slow
 async def test_killed_in_the_middle_of_a_step(
     env: dict[str, str], judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
@@ -128,6 +129,7 @@ async def test_killed_in_the_middle_of_a_step(
     assert again <= {(seen.kind, seen.seed) for seen in hanging.values()} | {("panel", n) for n in (0, 1, 2)}
 
 
+@pytest.mark.slow
 async def test_two_workers_share_the_work_and_one_dies(
     env: dict[str, str], judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:

@@ -73,6 +73,7 @@ def runner_away() -> Iterator[None]:
         killing.join()
 
 
+@pytest.mark.slow
 def test_a_judge_and_a_runner_that_come_back(
     rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
