@@ -49,6 +49,7 @@ def open_demo(stack: ExitStack, data_dir: Path) -> ServiceProcess:
     return stack.enter_context(running(Command("demo", env=env))).wait_ready()
 
 
+@pytest.mark.slow
 def test_the_demo_answers_stops_and_starts_again_also_after_a_kill(data_dir: Path) -> None:
     with ExitStack() as stack:
         demo = open_demo(stack, data_dir)

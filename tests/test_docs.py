@@ -491,6 +491,7 @@ def test_commands_and_examples_of_the_evaluation_page_work(settings: Settings, t
     assert said["turnstone rubric diff v2 mine.yaml"] == "grades.A: at_least 90 → at_least 92\n"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_problems_page_works(service: Service, settings: Settings, tmp_path: Path) -> None:
     [example] = blocks("docs/problems.md", "json problem")
     (tmp_path / "problem.json").write_text(example, encoding="utf-8")

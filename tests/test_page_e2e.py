@@ -401,6 +401,7 @@ def demo_environment(settings: Settings) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 async def test_demo_shows_what_core_received(page: Page, settings: Settings, core: FakeCore, tmp_path: Path) -> None:
     environment = demo_environment(settings)
     pane = page.get_by_role("complementary", name="What Core received")

@@ -47,6 +47,7 @@ EXAMPLES = 8
 """For each operation: some valid, the others not."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["open", "token"])
 @pytest.mark.parametrize("profile", ["standard", "vibecode"])
 def test_every_answer_is_documented(start: Callable[..., Service], core: FakeCore, profile: str, mode: str) -> None:

@@ -231,6 +231,7 @@ async def test_a_browser_shows_it_wide_narrow_and_on_paper(tmp_path: Path) -> No
             await page.close()
 
 
+@pytest.mark.slow
 async def test_core_gets_the_report_of_a_real_submission(
     rest: httpx.Client, core: FakeCore, rows: Rows, turnstone: Callable[..., Any], tmp_path: Path, judge: ScriptedJudge
 ) -> None:

@@ -170,6 +170,7 @@ def test_a_port_that_is_none_is_named(env: dict[str, str], port: str) -> None:
     assert "TURNSTONE_PORT" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", "demo", "doctor"])
 def test_a_port_that_is_taken_is_told_before_anything_starts(env: dict[str, str], taken: str, command: str) -> None:
     env["TURNSTONE_PORT"] = taken

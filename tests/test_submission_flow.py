@@ -254,7 +254,7 @@ def test_the_command_lists_shows_evaluates_again_and_releases(
     assert shown["evaluations"][0]["steps"]["panel"]["cost"]["calls"] >= 3
     assert "is released" in turnstone("release", "held", "--person", "Kim")
     ended(rest, "held")
-    assert "revision 2" in turnstone("rerun", "held", "--person", "Kim", "--again", "scores")
     assert "No scores" in turnstone("release", "held", "--person", "Kim", code=1)
+    assert "revision 2" in turnstone("rerun", "held", "--person", "Kim", "--again", "scores")
     assert "no such submission" in turnstone("show", "nothing", code=1)
     turnstone("release", "held", "--person", " ", code=2)

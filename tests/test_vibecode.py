@@ -248,6 +248,7 @@ def results(core: FakeCore) -> list[dict[str, Any]]:
     return [post.body for post in core.deliveries if post.path.endswith("submissions/88001/result")]
 
 
+@pytest.mark.slow
 def test_a_submission_is_judged_and_its_result_told_once(
     start: Callable[..., Service], core: FakeCore, rows: Rows
 ) -> None:
