@@ -144,7 +144,8 @@ class Provider(Server):
 
 def fetch(url: str, method: str = "GET", body: bytes | None = None) -> bytes:
     """One HTTP request; returns the answer's body."""
-    request = urllib.request.Request(url, method=method, data=body)
+    headers = {} if body is None else {"content-type": "application/json"}
+    request = urllib.request.Request(url, method=method, data=body, headers=headers)
     with urllib.request.urlopen(request, timeout=20) as response:
         data: bytes = response.read()
         return data
