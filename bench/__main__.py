@@ -30,6 +30,7 @@ from bench.plan import QUICK, Plan, say
 from bench.relay import added_latency, cpu_per_delta
 from bench.report import markdown, missed
 from bench.soak import soak
+from bench.submissions import handing_in
 from bench.targets import BenchError, Scene, open_scene
 from bench.turns import cancelling, throughput
 
@@ -45,10 +46,11 @@ PARTS: Mapping[str, Measure] = {
     "cancel": cancelling,
     "judging": judging,
     "elsewhere": cancelling_elsewhere,
+    "submissions": handing_in,
     "soak": soak,
 }
-ON_DEMAND = {"soak"}
-"""Parts that take ten minutes, so only where they are named."""
+ON_DEMAND = {"submissions", "soak"}
+"""Parts that take up to ten minutes, so only where they are named."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,6 +46,7 @@ class Plan:
     memory_of_usual: bool = True
     cancel_rounds: int = 4
     soak_s: float = 600.0
+    submissions: int = 200
 
 
 QUICK = Plan(
@@ -68,6 +69,7 @@ QUICK = Plan(
     turn_rounds=1,
     cancel_rounds=1,
     soak_s=40.0,
+    submissions=20,
 )
 
 

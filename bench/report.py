@@ -138,6 +138,23 @@ GOALS = (
     Goal("elsewhere", "cancel on another process → closed, p99", "ms", lambda f: f["redis_up"]["p99_ms"], must=500),
     Goal("elsewhere", "… while Redis is away, p99", "ms", lambda f: f["redis_down"]["p99_ms"], must=500),
     Goal(
+        "submissions", "streams' p99 beside submissions that are evaluated", "× slower", lambda f: f["slower"], must=2,
+        compared=lambda f: f"{f['busy']['p99_ms']:.1f} ms, {f['quiet']['p99_ms']:.1f} without",
+    ),
+    Goal(
+        "submissions", "… runs of candidates' programs then", "/s", lambda f: f["runs_per_s"], must=15, at_least=True,
+        compared=lambda f: f"{f['scored']} scored in {f['took_s']:.0f} s",
+    ),
+    Goal(
+        "judging", "added time to first token while every prompt is judged, p50", "ms",
+        lambda f: f["judged"]["p50_ms"], compared=lambda f: f"not judged {f['plain']['p50_ms']:.2f}",
+    ),
+    Goal(
+        "judging", "… against prompts that are not judged (median of rounds)", "×", lambda f: f["ratio"], must=1.25,
+        aim=1.1, compared=lambda f: f"{f['judged_turns']} turns judged meanwhile",
+    ),
+    Goal("judging", "… CPU of a judgement, without PostgreSQL's", "ms", lambda f: f["cpu_ms_per_judgement"]),
+    Goal(
         "soak", "memory after minutes of turns", "MB", lambda f: f["end_mb"],
         compared=lambda f: f"after the warm-up {f['warm_mb']:.1f}",
     ),

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import get_args
 
 import structlog
+import uvloop
 
 from app.domain.code_runner import CaseVerdict, RunnerUnavailableError
 from app.infrastructure.runner.bubblewrap.runner import Level
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     os.environ["TURNSTONE_CANARY"] = "CANARY-in-the-environment"  # nothing of it may be seen inside
-    return asyncio.run(_run(options.levels, options.runs, options.only, overhead=options.overhead))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the service has it
+        return runner.run(_run(options.levels, options.runs, options.only, overhead=options.overhead))
 
 
 async def _run(levels: Iterable[str], runs: int, only: str, *, overhead: bool) -> int:

@@ -331,4 +331,19 @@ for number in (101, 155, 165, 246, 250, 272, 298, 304, 308, 310, 321, 323, 425, 
     ),
 ]
 
-REACHING = [*FILES, *PROCESSES, *NETWORKS, *KERNEL]
+DESCRIPTORS = [
+    _py(
+        "speak through descriptors that were left open",
+        """
+for descriptor in range(3, 256):
+    works(os.fstat, descriptor)
+    works(os.write, descriptor, bytes(16))
+""",
+    ),
+    _c(
+        "duplicate descriptors that were left open",
+        'for (int one = 3; one < 256; one++) { BAD(dup(one)); BAD(write(one, "\\0\\0\\0\\0", 4)); }',
+    ),
+]
+
+REACHING = [*FILES, *PROCESSES, *NETWORKS, *KERNEL, *DESCRIPTORS]

@@ -16,7 +16,6 @@ from app.domain.judging import JudgeRequest, judge_panel
 from app.domain.scoring import Criterion, Intent
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import Database, get_db_context
-from app.infrastructure.repositories.document_repository import DocumentRepository
 from app.infrastructure.repositories.evaluation_runs import EvaluationRuns
 from app.infrastructure.repositories.worker_repository import WorkerRepository
 from tests.conftest import Rows
@@ -24,6 +23,7 @@ from tests.support.core import FakeCore
 from tests.support.judge import ScriptedJudge
 from tests.support.judging import ScriptedJudge as JudgeInProcess
 from tests.support.service import Service
+from tests.support.short_documents import store_short_documents
 from tests.test_evaluation import FINAL, PROMPT, all_done, ask, judge_settings, running_turn, runs, told
 from tests.test_panel import panel, with_evidence
 
@@ -94,37 +94,6 @@ async def test_a_panels_calls_are_kept_though_they_are_made_at_once_and_none_is_
     again = await judge_panel(KeepingClient(second, run, TokenCounter("scripted")), panel())
     assert second.requests == []
     assert again.to_json() == judged.to_json()
-
-
-SHORT_PROMPT = """=== system ===
-Mark the prompt by the rubric with one JSON object of this schema: {{schema}}
-{{rubric}}
-=== user ===
-{{fence_open}}
-{{conversation}}
-{{fence_close}}
-{{fence_open}}
-{{candidate}}
-{{fence_close}}
-{{reminder}}
-"""
-_ANCHORS = "anchors: {1: none, 2: little, 3: some, 4: much, 5: all}"
-SHORT_RUBRIC = f"""kind: rubric
-name: short
-en:
-  criteria: {{{", ".join(f"{name}: {{title: {name}, question: good, {_ANCHORS}}}" for name in Criterion)}}}
-  hints: {{{", ".join(f"{intent}: none" for intent in Intent)}}}
-"""
-
-
-async def store_short_documents() -> dict[str, str]:
-    """Documents that a small model on a busy machine has read in seconds."""
-    async with get_db_context() as db:
-        documents = DocumentRepository(db)
-        return {
-            "judge_prompt": await documents.put("prompt", "short", SHORT_PROMPT),
-            "rubric": await documents.put("rubric", "short", SHORT_RUBRIC),
-        }
 
 
 @pytest.mark.slow

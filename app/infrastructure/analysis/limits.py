@@ -17,7 +17,12 @@ _OPEN_FILES: Final = 64
 
 
 def confine() -> None:
-    """Bind this process and those it starts: processor, memory, no files written, no core, low priority."""
+    """Bind this process and those it starts: processor, memory, no files written, no core, low priority.
+
+    What it inherited beside the standard descriptors is closed: uvloop lets a process inherit both ends of what it
+    speaks through, and a program it starts could hold them.
+    """
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     limits = [
         # At the first the kernel says why it ends the process, at the second it does not.
         (resource.RLIMIT_CPU, CPU_S, CPU_S + 2),

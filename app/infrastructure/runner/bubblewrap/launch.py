@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from app.infrastructure.runner.bubblewrap.accounts import Account
 
 _NICE = 6
+_FIRST_NOT_STANDARD = 3
+_PR_SET_PDEATHSIG = 1
+_INIT = 1
+
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +79,13 @@ def launch(box: Box, account: Account, out: int, err: int, status: int, gate: in
     options += ["--file", str(gate), "/.gate", "--remount-ro", "/"]
     argv = [box.bwrap, *options, "--", *box.argv]
     passed = [status, gate, box.seccomp, *(descriptor for _, descriptor, _ in box.files)]
+    warden = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
         _become(box, account, out, err, passed)
+        _end_with(warden)
         os.execve(box.bwrap, argv, {})  # noqa: S606  # a shell is what this is to keep away from
     except BaseException as error:  # noqa: BLE001  # nothing may go on in this copy of the process
         os.write(2, f"the sandbox cannot be started: {error}\n".encode())
@@ -88,6 +98,7 @@ def _become(box: Box, account: Account, out: int, err: int, passed: Sequence[int
     limits = box.limits
     for number, descriptor in enumerate((box.stdin, out, err)):
         os.dup2(descriptor, number)
+    close_all_but(passed)
     for descriptor in passed:
         os.set_inheritable(descriptor, True)
     signal.set_wakeup_fd(-1)
@@ -119,6 +130,43 @@ def _become(box: Box, account: Account, out: int, err: int, passed: Sequence[int
         os.setgroups([])
         os.setresgid(box.uid, box.uid, box.uid)
         os.setresuid(box.uid, box.uid, box.uid)
+
+
+def close_all_but(passed: Iterable[int]) -> None:
+    """Close every descriptor but the standard ones and these.
+
+    Whoever started this process may have let it inherit some that are not its own, its ends of our pipes among them: a
+    program that holds one could speak in the warden's name.
+    """
+    start = _FIRST_NOT_STANDARD
+    for descriptor in sorted({*passed, os.sysconf("SC_OPEN_MAX")}):
+        os.closerange(start, descriptor)
+        start = max(start, descriptor + 1)
+
+
+def _end_with(warden: int) -> None:
+    """Be killed when the warden is, also before bubblewrap says so itself; a change of the user would undo it."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != warden:
+        os._exit(127)
+
+
+def end_orphans(bwrap: Path) -> int:
+    """Kill sandboxes that a killed warden has left half made; how many there were.
+
+    Bubblewrap's inner process waits, deaf to its parent's death, until that has given it its place in the namespaces.
+    """
+    ours, ended = bwrap.stat(), 0
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with suppress(OSError, ValueError, IndexError):  # it is gone, or somebody else's
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            program = (process / "exe").stat()
+            if parent == _INIT and (program.st_dev, program.st_ino) == (ours.st_dev, ours.st_ino):
+                os.kill(int(process.name), signal.SIGKILL)
+                ended += 1
+    return ended
 
 
 def limit_process(box: Box, pid: int) -> None:

@@ -24,6 +24,9 @@ _START = (
 _ROOT = Path(__file__).parents[4]
 _OPENING_S = 20.0
 _CLOSING_S = 5.0
+_ANSWER_WITHIN_S = 60.0
+"""Beyond a run's own time, which a busy machine stretches; the warden waits a third of it for a sandbox to be made."""
+_STRETCHED = 6
 
 
 class WardenLink:
@@ -34,7 +37,7 @@ class WardenLink:
         self._process = process
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
-        self._closing = False
+        self._closing = self._hangs = False
         self._reading: asyncio.Task[None] | None = None
         self.opened: dict[str, Any] = {}
 
@@ -67,7 +70,7 @@ class WardenLink:
     @property
     def alive(self) -> bool:
         """Whether it can be asked."""
-        return self._reading is not None and not self._reading.done()
+        return self._reading is not None and not self._reading.done() and not self._hangs
 
     @property
     def pid(self) -> int:
@@ -98,7 +101,14 @@ class WardenLink:
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._send({"do": "run", "id": number, **header}, parts)
-            frame: Frame = await answer
+            async with asyncio.timeout(_ANSWER_WITHIN_S + _STRETCHED * header["limits"]["wall_s"]):
+                frame: Frame = await answer
+        except TimeoutError:
+            self._hangs = True
+            log.error("runner_warden_hangs", pid=self.pid)
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            raise _gone() from None
         except asyncio.CancelledError:
             if self.alive:
                 self._send({"do": "end", "id": number}, ())

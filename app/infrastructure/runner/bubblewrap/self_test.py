@@ -64,6 +64,13 @@ try:
 except PermissionError:
     found["seccomp"] = "" if int(status["Seccomp"]) == 2 else "is not in force"
 found["user"] = "is root" if os.getuid() == 0 else ""
+def is_open(descriptor):
+    try:
+        os.fstat(descriptor)
+        return True
+    except OSError:
+        return False
+found["descriptors"] = " ".join(str(one) for one in range(3, 1024) if is_open(one))
 print(json.dumps(found))
 """
 

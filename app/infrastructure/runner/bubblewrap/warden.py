@@ -27,7 +27,7 @@ from typing import Any
 from app.infrastructure.runner.bubblewrap.accounts import Accounts, open_accounts
 from app.infrastructure.runner.bubblewrap.box import Outcome, run_box
 from app.infrastructure.runner.bubblewrap.frames import Frame, read_frame, write_frame
-from app.infrastructure.runner.bubblewrap.launch import Box, BoxLimits
+from app.infrastructure.runner.bubblewrap.launch import Box, BoxLimits, close_all_but, end_orphans
 from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
 from app.infrastructure.runner.bubblewrap.staging import stage
 from app.infrastructure.runner.bubblewrap.users import a_user
@@ -197,8 +197,9 @@ async def _main() -> None:
         except OSError as error:
             reasons.append(f"toolchains that only root can reach stay out of reach: {error.strerror}")
     delegated = Path(opening["delegated"]) if opening["delegated"] else None
-    accounts, missing = open_accounts(delegated, opening["level"])
     bwrap = Path(opening["bwrap"])
+    end_orphans(bwrap)
+    accounts, missing = open_accounts(delegated, opening["level"])
     home = next((place for place in bwrap.parents if str(place) in places), None)
     if home is not None:
         bwrap = Path(places[str(home)]) / bwrap.relative_to(home)
@@ -212,6 +213,7 @@ async def _main() -> None:
 
 def main() -> None:
     """Serve until standard input ends."""
+    close_all_but(())  # uvloop lets a process inherit both ends of what it speaks through
     # A terminal's Ctrl+C goes to the service, which ends what it started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
