@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.bootstrap import Say, open_worker
+from app.core.cpus import BESIDE_CHATS, keep_to
 from app.core.settings import Settings
 from app.server import Stopping
 
@@ -13,6 +14,7 @@ async def work(settings: Settings, stopping: Stopping, *, say: Say) -> None:
     Raises:
         StartupError: something cannot be used, and what to do about it.
     """
+    keep_to(BESIDE_CHATS)
     async with open_worker(settings, say=say) as relay:
         stopping.wait_instead(hurry=relay.hurry)
         say("working; Ctrl-C ends it")

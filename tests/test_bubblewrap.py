@@ -462,3 +462,15 @@ def test_settings_for_isolation_are_checked() -> None:
     with pytest.raises(ValueError, match="isolation"):
         RunnerSettings(isolation="none")  # type: ignore[arg-type]
     assert RunnerSettings().concurrency is None
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
+async def test_sandboxes_keep_off_the_first_cpu_and_the_service_does_not(runner: BubblewrapRunner) -> None:
+    whole = os.sched_getaffinity(0)
+    async with runner.prepared(SourceProgram("python", "import os; print(sorted(os.sched_getaffinity(0)))")) as program:
+        assert isinstance(program, PreparedProgram)
+        [execution] = [one async for one in runner.run(program, [b""], Limits())]
+    assert execution.stdout.decode() == f"{sorted(whole)[1:]}\n"
+    assert runner.warden_pid is not None
+    assert os.sched_getaffinity(runner.warden_pid) == set(sorted(whole)[1:])
+    assert os.sched_getaffinity(0) == whole

@@ -6,12 +6,13 @@ one the process ended. A defect is told by its kind alone: its text may quote th
 
 from __future__ import annotations
 
+import sys
+
 from app.infrastructure.analysis.limits import confine
 
-confine()  # before anything else is imported: what follows reads what a candidate wrote
+confine(tuple(map(int, sys.argv[1:])))  # before anything else is imported: what follows reads what a candidate wrote
 
 import json  # noqa: E402
-import sys  # noqa: E402
 from types import TracebackType  # noqa: E402
 from typing import Any  # noqa: E402
 

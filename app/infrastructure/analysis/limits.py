@@ -1,4 +1,4 @@
-"""What the process in which parsers run may use. Imports nothing of ours: this is the first thing done."""
+"""What the process in which parsers run may use. Imports next to nothing of ours: this is the first thing done."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import resource
 import sys
 from typing import Final
+
+from app.core.cpus import keep_to
 
 CPU_S: Final = 20
 """Processor seconds. Ordinary code takes a quarter of one, a megabyte of it about five."""
@@ -16,8 +18,8 @@ LOWER_PRIORITY: Final = 10
 _OPEN_FILES: Final = 64
 
 
-def confine() -> None:
-    """Bind this process and those it starts: processor, memory, no files written, no core, low priority.
+def confine(cpus: tuple[int, ...]) -> None:
+    """Bind this process and those it starts: processor, memory, no files written, no core, low priority, these CPUs.
 
     What it inherited beside the standard descriptors is closed: uvloop lets a process inherit both ends of what it
     speaks through, and a program it starts could hold them.
@@ -37,3 +39,4 @@ def confine() -> None:
         highest = surely if hard == resource.RLIM_INFINITY else min(surely, hard)
         resource.setrlimit(what, (min(most, highest), highest))
     os.nice(LOWER_PRIORITY)
+    keep_to(cpus)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.core.cpus import BESIDE_CHATS
 from app.domain.code_runner import (
     COMPILE_LIMITS,
     CompileFailed,
@@ -195,6 +196,7 @@ class BubblewrapRunner:
                 "hidden": sorted(str(path) for path in sources if not reachable(path)),
                 "level": self._level,
                 "delegated": None if self._delegated is None else str(self._delegated),
+                "cpus": BESIDE_CHATS,
             }
         )
 

@@ -6,7 +6,7 @@ is gone, however it went, the warden's standard input ends, and it ends all that
 
 It speaks frames on standard input and output (:mod:`.frames`) and knows nothing of languages. ``open`` comes first::
 
-    open  {bwrap, hidden, level, delegated}                → {level, reasons, root}
+    open  {bwrap, hidden, level, delegated, cpus}            → {level, reasons, root}
     put   {handle, files: [[path, mode]]} + contents         keeps files in memory until
     drop  {handle}
     run   {id, options, argv, handle, files, limits} + stdin and contents → {id, …} + standard output, error's tail
@@ -24,6 +24,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from app.core.cpus import keep_to
 from app.infrastructure.runner.bubblewrap.accounts import Accounts, open_accounts
 from app.infrastructure.runner.bubblewrap.box import Outcome, run_box
 from app.infrastructure.runner.bubblewrap.frames import Frame, read_frame, write_frame
@@ -188,6 +189,7 @@ async def _main() -> None:
         transport.write(write_frame(header, parts))
 
     opening = (await read_frame(reader)).header
+    keep_to(tuple(opening["cpus"]))
     root = os.geteuid() == 0
     places: dict[str, str] = {}
     reasons: list[str] = []
