@@ -14,6 +14,10 @@ BESIDE_CHATS: Final[tuple[int, ...]] = tuple(sorted(os.sched_getaffinity(0))[1:]
 """All that this process might use at its start but the first one; empty where there is no other, or no choice."""
 
 
+ANY: Final[tuple[int, ...]] = tuple(sorted(os.sched_getaffinity(0))) if sys.platform == "linux" else ()
+"""All that this process might use at its start."""
+
+
 def keep_to(cpus: tuple[int, ...]) -> None:
     """Keep this process, and those it starts from now on, to these CPUs; to any where there are none."""
     if cpus and sys.platform == "linux":

@@ -15,7 +15,8 @@ import signal
 import struct
 import termios
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 
 from app.infrastructure.runner.bubblewrap.accounts import Account
@@ -28,6 +29,9 @@ _SETUP_S = 20.0
 
 _LOOK_AT_LEAST_S, _LOOK_AT_MOST_S = 0.005, 0.04
 """Between two looks at what a run used; short where its limit is near."""
+
+_LONG_S = 0.15
+"""Most programs have ended by then. One that has not may be a bomb that leaves its watcher no time on its own CPU."""
 
 _PATIENCE = 5
 """A program that waits for a busy machine gets that time on top, until it has taken so many times its limit more."""
@@ -54,12 +58,13 @@ class Outcome:
     err: Stream = field(default_factory=lambda: Stream(0))
 
 
-async def run_box(box: Box, account: Account) -> Outcome:
+async def run_box(box: Box, account: Account, closely: Callable[[], AbstractContextManager[None]]) -> Outcome:
     """Run it to its end. Cancelling kills it first.
 
-    Nothing is left of it when this returns: its processes are gone and its files were in its own memory.
+    ``closely`` is entered while a run that takes longer is watched. Nothing is left of it when this returns: its
+    processes are gone and its files were in its own memory.
     """
-    running = _Running(box, account)
+    running = _Running(box, account, closely)
     try:
         await running.run()
     finally:
@@ -68,8 +73,9 @@ async def run_box(box: Box, account: Account) -> Outcome:
 
 
 class _Running:
-    def __init__(self, box: Box, account: Account) -> None:
-        self._box, self._account = box, account
+    def __init__(self, box: Box, account: Account, closely: Callable[[], AbstractContextManager[None]]) -> None:
+        self._box, self._account, self._closely = box, account, closely
+        self._stack = ExitStack()
         self._pid = 0
         self._first, self._child = 0, -1  # the sandbox's first process: its number here, a descriptor of it
         self._within = 0.0  # when it was last seen within its limits
@@ -152,9 +158,13 @@ class _Running:
     async def _watch(self, ended: asyncio.Future[None], begun: int) -> None:
         limits, cores = self._box.limits, os.cpu_count() or 1
         waiting = Waiting(self._first)
+        is_long = False
         while not ended.done():
             now = time.monotonic()
             passed = now - begun / 1e9
+            if passed > _LONG_S and not is_long:
+                self._stack.enter_context(self._closely())
+                is_long = True
             waiting.look()
             left_wall = limits.wall_s + min(waiting.total_s, _PATIENCE * limits.wall_s) - passed
             left_cpu = limits.cpu_s - self._account.cpu_ns() / 1e9
@@ -219,6 +229,7 @@ class _Running:
 
     def close(self) -> None:
         """Close what is open."""
+        self._stack.close()
         if self._pid:
             self._kill()
             with suppress(ChildProcessError):

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.core.cpus import keep_to
 from app.infrastructure.runner.bubblewrap.accounts import Account
 
 _NICE = 6
@@ -49,6 +50,7 @@ class Box:
         seccomp: a descriptor of the filter.
         uid: the user it is run as; ``None`` for ours.
         by_process: whether limits are held for each process, because nothing counts them together.
+        cpus: the only ones it runs on; any where there are none.
     """
 
     bwrap: str
@@ -60,6 +62,7 @@ class Box:
     uid: int | None
     limits: BoxLimits
     by_process: bool
+    cpus: tuple[int, ...]
 
 
 def launch(box: Box, account: Account, out: int, err: int, status: int, gate: int) -> int:
@@ -108,6 +111,7 @@ def _become(box: Box, account: Account, out: int, err: int, passed: Sequence[int
     account.join()
     os.setsid()
     os.nice(max(0, _NICE - os.nice(0)))
+    keep_to(box.cpus)
     most = {
         # A limit of 1 is the one that keeps programs from being dumped into a pipe, too.
         resource.RLIMIT_CORE: 1,

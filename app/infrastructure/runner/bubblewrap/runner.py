@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from app.core.cpus import BESIDE_CHATS
+from app.core.cpus import ANY, BESIDE_CHATS
 from app.domain.code_runner import (
     COMPILE_LIMITS,
     CompileFailed,
@@ -197,6 +197,7 @@ class BubblewrapRunner:
                 "level": self._level,
                 "delegated": None if self._delegated is None else str(self._delegated),
                 "cpus": BESIDE_CHATS,
+                "any_cpu": ANY,
             }
         )
 

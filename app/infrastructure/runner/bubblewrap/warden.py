@@ -6,7 +6,7 @@ is gone, however it went, the warden's standard input ends, and it ends all that
 
 It speaks frames on standard input and output (:mod:`.frames`) and knows nothing of languages. ``open`` comes first::
 
-    open  {bwrap, hidden, level, delegated, cpus}            → {level, reasons, root}
+    open  {bwrap, hidden, level, delegated, cpus, any_cpu}   → {level, reasons, root}
     put   {handle, files: [[path, mode]]} + contents         keeps files in memory until
     drop  {handle}
     run   {id, options, argv, handle, files, limits} + stdin and contents → {id, …} + standard output, error's tail
@@ -19,10 +19,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.core.cpus import keep_to
 from app.infrastructure.runner.bubblewrap.accounts import Accounts, open_accounts
@@ -57,16 +57,27 @@ class _Memory:
         os.close(self._descriptor)
 
 
+class Cpus(NamedTuple):
+    """Where the warden and its sandboxes are, and where the warden is while a longer run has to be watched."""
+
+    usual: tuple[int, ...]
+    any: tuple[int, ...]
+
+
 Say = Callable[[dict[str, Any], list[bytes]], None]
 
 
 class Warden:
     """Runs what it is told to; as root, each run as a user of its own."""
 
-    def __init__(self, say: Say, accounts: Accounts, bwrap: str, places: dict[str, str], *, root: bool) -> None:
+    def __init__(
+        self, say: Say, accounts: Accounts, bwrap: str, places: dict[str, str], *, root: bool, cpus: Cpus
+    ) -> None:
         self._say = say
         self._accounts, self._bwrap, self._places = accounts, bwrap, places
         self._root = root
+        self._cpus = cpus
+        self._watched = 0
         self._filter = _Memory(seccomp_program())
         self._kept: dict[str, list[tuple[str, int, _Memory]]] = {}
         self._runs: dict[int, asyncio.Task[None]] = {}
@@ -115,7 +126,7 @@ class Warden:
             )
             try:
                 box = self._box(header, parts, limits, uid, opened, own)
-                outcome = await run_box(box, account)
+                outcome = await run_box(box, account, self._closely)
             finally:
                 left = account.close()
             outcome.left = left
@@ -128,6 +139,18 @@ class Warden:
             for memory in own:
                 memory.close()
             users.close()
+
+    @contextmanager
+    def _closely(self) -> Iterator[None]:
+        """Not on the sandboxes' CPUs alone, as long as one is watched that takes longer."""
+        self._watched += 1
+        keep_to(self._cpus.any)
+        try:
+            yield
+        finally:
+            self._watched -= 1
+            if not self._watched:
+                keep_to(self._cpus.usual)
 
     def _box(
         self,
@@ -159,6 +182,7 @@ class Warden:
             uid=uid,
             limits=limits,
             by_process=self._accounts.level == "rlimits",
+            cpus=self._cpus.usual,
         )
 
 
@@ -189,7 +213,8 @@ async def _main() -> None:
         transport.write(write_frame(header, parts))
 
     opening = (await read_frame(reader)).header
-    keep_to(tuple(opening["cpus"]))
+    cpus = Cpus(tuple(opening["cpus"]), tuple(opening["any_cpu"]))
+    keep_to(cpus.usual)
     root = os.geteuid() == 0
     places: dict[str, str] = {}
     reasons: list[str] = []
@@ -206,7 +231,7 @@ async def _main() -> None:
     if home is not None:
         bwrap = Path(places[str(home)]) / bwrap.relative_to(home)
     try:
-        warden = Warden(say, accounts, str(bwrap), places, root=root)
+        warden = Warden(say, accounts, str(bwrap), places, root=root, cpus=cpus)
         say({"level": accounts.level, "reasons": [*missing, *reasons], "root": root}, [])
         await warden.serve(reader)
     finally:
