@@ -29,7 +29,7 @@ Start = Callable[..., Service]
 @pytest.mark.timeout(1800)
 async def test_an_exam_of_twenty_turns_with_the_real_small_model(start: Start, core: FakeCore, rows: Rows) -> None:
     service = start(
-        llm={"model": "local", "base_url": None, "api_key": None, "max_output_tokens": 24},
+        llm={"model": "local", "base_url": None, "api_key": None, "max_output_tokens": 24, "timeout_s": 170},
         judge={"model": "local", "timeout_s": 300},
     )
     async with httpx.AsyncClient(base_url=service.url, timeout=60) as rest:
@@ -40,7 +40,8 @@ async def test_an_exam_of_twenty_turns_with_the_real_small_model(start: Start, c
         session = {**new_pair(), "spec_id": SPEC}
         async with connect(service.url) as chat:
             for number, prompt in enumerate(prompts(), start=1):
-                seen = await chat.ask(prompt, f"t{number}", **session)
+                await chat.send(type="message", message=prompt, turn_id=f"t{number}", **session)
+                seen = await chat.turn(timeout=180)  # the judge's calls are before it in the model's line
                 assert seen.end["type"] == "done" and seen.end["usage"]["source"] == "provider"
         taken = await rest.post(
             f"/api/sessions/{seen.session_id}/submissions",

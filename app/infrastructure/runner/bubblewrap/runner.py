@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +35,7 @@ from app.infrastructure.runner.bubblewrap.self_test import try_isolation
 from app.infrastructure.runner.bubblewrap.staging import reachable
 from app.infrastructure.runner.bubblewrap.toolchains import Language, find_languages
 from app.infrastructure.runner.bubblewrap.users import FIRST_UID, USERS
+from app.infrastructure.runner.ordered import in_order
 
 _TRY_AGAIN_S = 30.0
 """How long a failed start is believed; it costs a second, and whoever waits asks often."""
@@ -112,19 +112,12 @@ class BubblewrapRunner:
         """One sandbox per input, as many at once as there are slots."""
         assert isinstance(prepared, _Prepared), "a program of another backend"
         language = (await self._languages())[prepared.language]
-        waiting = deque(inputs)
-        running: deque[asyncio.Task[Execution]] = deque()
-        try:
-            while waiting or running:
-                while waiting and len(running) < self._concurrency:
-                    one = self._run_one(prepared, language, waiting.popleft(), limits)
-                    running.append(asyncio.create_task(one))
-                yield await running[0]
-                running.popleft()
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        runs = in_order(
+            lambda given: self._run_one(prepared, language, given, limits), inputs, at_once=self._concurrency
+        )
+        async with aclosing(runs):
+            async for execution in runs:
+                yield execution
 
     async def close(self) -> None:
         """End what runs, and the warden."""

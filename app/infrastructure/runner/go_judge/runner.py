@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from app.domain.code_runner import (
 )
 from app.infrastructure.runner.go_judge.commands import COMMANDS, ENVIRONMENT, Commands
 from app.infrastructure.runner.go_judge.results import LOST, Result, read_compiler, read_run
+from app.infrastructure.runner.ordered import in_order
 from app.infrastructure.runner.remote.isolation import KeptIsolation, try_remote
 from app.infrastructure.runner.remote.service import MOST_BYTES, RefusedError, RemoteService, Request
 
@@ -138,18 +138,10 @@ class GoJudgeRunner:
     ) -> AsyncIterator[Execution]:
         """One command per input, as many at once as there are slots."""
         assert isinstance(prepared, _Prepared), "a program of another backend"
-        waiting = deque(inputs)
-        running: deque[asyncio.Task[Execution]] = deque()
-        try:
-            while waiting or running:
-                while waiting and len(running) < self._concurrency:
-                    running.append(asyncio.create_task(self._run_one(prepared, waiting.popleft(), limits)))
-                yield await running[0]
-                running.popleft()
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        runs = in_order(lambda given: self._run_one(prepared, given, limits), inputs, at_once=self._concurrency)
+        async with aclosing(runs):
+            async for execution in runs:
+                yield execution
 
     async def close(self) -> None:
         """Close its connections."""
