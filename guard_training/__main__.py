@@ -20,9 +20,8 @@ def main() -> None:
     parser.add_argument(
         "--false-alarms",
         type=float,
-        default=0.005,
         metavar="SHARE",
-        help="share of harmless messages that may be flagged in cross-validation (default: %(default)s)",
+        help="share of harmless messages that may be flagged in cross-validation (default: the one in train.py)",
     )
     parser.add_argument("--report-only", action="store_true", help="judge the model that is there; train nothing")
     parser.add_argument(
@@ -32,13 +31,13 @@ def main() -> None:
     )
     parser.add_argument("--mistakes", action="store_true", help="list what was missed or flagged wrongly, by id")
     options = parser.parse_args()
-    if not 0 < options.false_alarms < 1:
+    if options.false_alarms is not None and not 0 < options.false_alarms < 1:
         parser.error("--false-alarms is a share, such as 0.005")
     examples = load()
     if not options.report_only:
-        from guard_training.train import serialised, trained
+        from guard_training.train import FALSE_ALARMS, serialised, trained
 
-        made = serialised(trained(examples, options.false_alarms))
+        made = serialised(trained(examples, options.false_alarms or FALSE_ALARMS))
         if options.check:
             if made != options.out.read_text(encoding="utf-8"):
                 raise SystemExit(f"{options.out} is not what training makes: run python -m guard_training")

@@ -222,5 +222,8 @@ def test_a_grammar_is_made_of_what_our_schemas_are_made_of_and_of_nothing_else()
     root, text = grammar(closed, longest_text=9).splitlines()
     assert root == r'root ::= "{" "\"a\\\"b\": " ("1" | "\"x\"") ", " "\"c\": " text "}"'
     assert text.endswith('{1,9} "\\""')
-    with pytest.raises(ValueError, match="integer"):
-        grammar({"type": "integer"}, longest_text=9)
+    whole, few = {"type": "integer"}, '("0" | [1-9] [0-9]{0,3})'
+    listed, _ = grammar({"type": "array", "items": whole}, longest_text=9).splitlines()
+    assert listed == f'root ::= "[" ({few} (", " {few}){{0,2}})? "]"'
+    with pytest.raises(ValueError, match="number"):
+        grammar({"type": "number"}, longest_text=9)

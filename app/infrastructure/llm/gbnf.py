@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+_MOST_ITEMS: Final = 3
 
 
 def grammar(schema: Mapping[str, Any], *, longest_text: int) -> str:
-    """A grammar for closed objects with all keys in their order, texts, and values by ``enum``.
+    """A grammar for closed objects with all keys in their order, short lists, texts, whole numbers, and ``enum``.
 
     Args:
-        schema: of ``object``, ``string`` and ``enum`` only.
+        schema: of ``object``, ``array``, ``string``, ``integer`` (0 to 9999 here) and ``enum`` only.
         longest_text: characters of a text at most; a small model repeats itself to the end of whatever it may fill.
 
     Raises:
@@ -29,6 +31,11 @@ def _rule(schema: Mapping[str, Any]) -> str:
         return "(" + " | ".join(_literal(json.dumps(value)) for value in schema["enum"]) + ")"
     if schema.get("type") == "string":
         return "text"
+    if schema.get("type") == "integer":
+        return '("0" | [1-9] [0-9]{0,3})'
+    if schema.get("type") == "array":
+        item = _rule(schema["items"])
+        return f'"[" ({item} (", " {item}){{0,{_MOST_ITEMS - 1}}})? "]"'
     if schema.get("type") != "object":
         raise ValueError(f"no rule for {schema.get('type')}")
     members = [f"{_literal(json.dumps(key) + ': ')} {_rule(inner)}" for key, inner in schema["properties"].items()]
