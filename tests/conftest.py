@@ -33,9 +33,13 @@ CORE_KEY = "core-receives-with-this-key"
 _databases = itertools.count(1)
 
 
-def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Tests have the loop that the service has: it starts processes and closes connections in ways of its own."""
-    return {"uvloop": uvloop.new_event_loop}
+ON_UVLOOP = {"test_bubblewrap", "test_code_runner", "test_hostile_programs", "test_remote_runners"}
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests that start sandboxes have the loop that the service has: it starts processes in a way of its own."""
+    on_uvloop = item.path.stem in ON_UVLOOP
+    return {"uvloop": uvloop.new_event_loop} if on_uvloop else {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

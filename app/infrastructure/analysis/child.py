@@ -94,6 +94,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """End the process and what it started, whatever became of us."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()  # it may not lead its group yet
     await asyncio.shield(process.wait())
 
 
