@@ -33,11 +33,11 @@ CORE_KEY = "core-receives-with-this-key"
 _databases = itertools.count(1)
 
 
-ON_UVLOOP = {"test_bubblewrap", "test_code_runner", "test_hostile_programs", "test_remote_runners"}
+ON_UVLOOP = {"test_analysis", "test_bubblewrap", "test_code_runner", "test_hostile_programs", "test_remote_runners"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Tests that start sandboxes have the loop that the service has: it starts processes in a way of its own."""
+    """Tests that start sandboxes or analyses have the service's loop, which starts processes in a way of its own."""
     on_uvloop = item.path.stem in ON_UVLOOP
     return {"uvloop": uvloop.new_event_loop} if on_uvloop else {"asyncio": asyncio.new_event_loop}
 

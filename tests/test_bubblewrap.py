@@ -212,6 +212,23 @@ async def test_a_warden_that_hangs_is_killed_and_the_next_run_starts_another(
     await until_gone([warden])
 
 
+async def test_a_warden_that_is_gone_is_told_nothing_more(runner: BubblewrapRunner) -> None:
+    async with runner.prepared(SourceProgram("python", "print(1)")) as program:
+        assert isinstance(program, PreparedProgram)
+        link = runner._link  # what follows happens between two steps of the runner
+        assert link is not None
+        os.kill(link.pid, signal.SIGKILL)
+        await until_gone([link.pid])
+        for number in range(2):
+            with pytest.raises(RunnerUnavailableError, match="is gone"):
+                link.put(f"handle {number}", [("/x", 0o644, b"x")])
+        link.drop("handle 0")
+        assert not link.alive
+        with pytest.raises(RunnerUnavailableError, match="is gone"):
+            async for _ in runner.run(program, [b""], Limits()):
+                pytest.fail("it ended")
+
+
 async def test_where_a_descriptor_is_left_open_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of the service's, by whoever started it; and by uvloop, the service's own ends of what it speaks through."""
     with (tmp_path / "secret").open("w") as opened:

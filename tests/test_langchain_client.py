@@ -454,16 +454,16 @@ async def test_silence_within_an_answer(provider: Provider, servers: ForeignProv
 
 
 async def test_heartbeats_and_thinking_are_no_silence(servers: ForeignProviders, connect: Connect) -> None:
-    pings = [ANTHROPIC_PING] * 6
-    writes = anthropic_answer(PIECES, thinking=["a", "b", "c", "d"])
-    servers.script = Script([writes[0], *pings, *writes[1:]], pause_s=0.15)
-    pieces, _ = await run(connect(ANTHROPIC, timeout_s=0.6))
+    pings = [ANTHROPIC_PING] * 10
+    writes = anthropic_answer(PIECES, thinking=list("abcdefghij"))
+    servers.script = Script([writes[0], *pings, *writes[1:]], pause_s=0.2)
+    pieces, _ = await run(connect(ANTHROPIC, timeout_s=1.5))
     assert pieces == list(PIECES)
 
 
 async def test_google_thinking_is_no_silence(servers: ForeignProviders, connect: Connect) -> None:
-    servers.script = Script(google_answer(PIECES, thinking=["a", "b", "c", "d"]), pause_s=0.2)
-    pieces, _ = await run(connect(GOOGLE, timeout_s=0.6))
+    servers.script = Script(google_answer(PIECES, thinking=list("abcdefghij")), pause_s=0.2)
+    pieces, _ = await run(connect(GOOGLE, timeout_s=1.5))
     assert pieces == list(PIECES)
 
 

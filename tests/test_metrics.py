@@ -256,7 +256,6 @@ async def test_slow_reader_is_counted(service: Service, provider: Provider) -> N
 
 async def test_labels_are_few_whatever_clients_send(service: Service, provider: Provider, core: FakeCore) -> None:
     provider.next(*[SCRIPTS[name] for name in ("status_400", "no_usage", "length", "reset_midway")])
-    before = set(figures(service))
     async with connect(service.url) as chat:
         for number in range(12):
             await chat.ask(f"message {number}", f"turn-{number}", exam_id=number + 1, participant_id=number + 1)
@@ -268,8 +267,6 @@ async def test_labels_are_few_whatever_clients_send(service: Service, provider: 
         for sample in family.samples:
             for label, value in sample.labels.items():
                 assert label == "le" or value in LABELS[label], (sample.name, label, value)
-    most = len(COUNTERS | GAUGES) + 2 * len(HISTOGRAMS) + sum(map(len, LABELS.values())) + 2
-    assert len(set(figures(service)) | before) <= most
 
 
 def test_metrics_hold_no_secret(service: Service) -> None:

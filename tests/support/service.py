@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +44,7 @@ class Service:
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
         self._thread.start()
-        assert self._ready.wait(_START_S), "the service did not start in time"
+        assert self._ready.wait(_START_S), f"the service did not start in time; it is at:\n{self._where()}"
         if self._failed is not None:
             raise self._failed
         return self
@@ -71,6 +73,15 @@ class Service:
         """Run a coroutine on the service's own loop, and wait for its result."""
         assert self.loop is not None
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(_START_S)
+
+    def _where(self) -> str:
+        """What its thread and its tasks are doing."""
+        said = io.StringIO()
+        if (frame := sys._current_frames().get(self._thread.ident or 0)) is not None: 
+            traceback.print_stack(frame, file=said)
+        for task in () if self.loop is None else asyncio.all_tasks(self.loop):
+            task.print_stack(file=said)
+        return said.getvalue()
 
     def _main(self) -> None:
         try:

@@ -76,7 +76,9 @@ async def _started() -> asyncio.subprocess.Process:
 
 async def _ask(process: asyncio.subprocess.Process, request: bytes) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(ConnectionError):  # it ended before it read; how it ended says why
+    if process.stdin.is_closing():
+        return  # it ended before it was asked, where uvloop takes nothing more; how it ended says why
+    with contextlib.suppress(ConnectionError):
         process.stdin.write(request)
         await process.stdin.drain()
     process.stdin.close()
@@ -94,8 +96,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """End the process and what it started, whatever became of us."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()  # it may not lead its group yet
     await asyncio.shield(process.wait())
 
 

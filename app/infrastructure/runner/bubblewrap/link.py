@@ -59,18 +59,26 @@ class WardenLink:
                 link._send({"do": "open", **opening}, ())
                 assert process.stdout is not None
                 link.opened = (await read_frame(process.stdout)).header
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
-            await link.close()
+        except (asyncio.IncompleteReadError, ConnectionError, RunnerUnavailableError, TimeoutError):
             raise RunnerUnavailableError(
                 "The process that starts sandboxes does not come up.", "The log's standard error says why."
             ) from None
+        finally:
+            if not link.opened:
+                await link.close()
         link._reading = asyncio.create_task(link._read())
         return link
 
     @property
     def alive(self) -> bool:
         """Whether it can be asked."""
-        return self._reading is not None and not self._reading.done() and not self._hangs
+        return self._reading is not None and not self._reading.done() and not self._hangs and not self._is_deaf
+
+    @property
+    def _is_deaf(self) -> bool:
+        """It has ended, though what it said last may not have been read yet."""
+        assert self._process.stdin is not None
+        return self._process.stdin.is_closing()
 
     @property
     def pid(self) -> int:
@@ -78,7 +86,11 @@ class WardenLink:
         return self._process.pid
 
     def put(self, handle: str, files: Sequence[tuple[str, int, bytes]]) -> None:
-        """Let it keep files (place, mode, content) under a handle, in memory."""
+        """Let it keep files (place, mode, content) under a handle, in memory.
+
+        Raises:
+            RunnerUnavailableError: the warden is gone.
+        """
         self._send(
             {"do": "put", "handle": handle, "files": [(path, mode) for path, mode, _ in files]},
             [content for _, _, content in files],
@@ -136,6 +148,8 @@ class WardenLink:
 
     def _send(self, header: Mapping[str, Any], parts: Sequence[bytes]) -> None:
         assert self._process.stdin is not None
+        if self._is_deaf:
+            raise _gone()
         self._process.stdin.write(write_frame(dict(header), parts))
 
     async def _read(self) -> None:
