@@ -77,7 +77,7 @@ class Service:
     def _where(self) -> str:
         """What its thread and its tasks are doing."""
         said = io.StringIO()
-        if (frame := sys._current_frames().get(self._thread.ident or 0)) is not None: 
+        if (frame := sys._current_frames().get(self._thread.ident or 0)) is not None:
             traceback.print_stack(frame, file=said)
         for task in () if self.loop is None else asyncio.all_tasks(self.loop):
             task.print_stack(file=said)
