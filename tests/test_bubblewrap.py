@@ -167,6 +167,7 @@ def orphans() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [None, "rlimits"])
 async def test_a_warden_killed_at_any_moment_is_noticed_and_leaves_no_half_made_sandbox(level: Level | None) -> None:
     """Most of the time sandboxes are being made: a killed one may leave what waits for its parent for ever."""

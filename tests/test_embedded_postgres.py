@@ -504,6 +504,7 @@ def test_processes_that_open_a_fresh_directory_at_once_all_get_the_server(
     assert servers_in(place) == []
 
 
+@pytest.mark.slow
 def test_opening_and_closing_in_each_others_way_always_gives_a_working_server(place: Path, data_dir: Path) -> None:
     failures: list[BaseException] = []
 

@@ -220,6 +220,7 @@ def test_the_artefact_is_small() -> None:
     assert ARTEFACT.stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_what_is_generated_is_unlike_the_held_out_side(held_out: list[Example]) -> None:
     known = Unlike(example.text for example in held_out)
     assert not known.is_unlike(f"{held_out[0].text}!")

@@ -111,6 +111,7 @@ def test_an_idea_is_on_one_side(examples: list[Example]) -> None:
     assert [group for group, found in sides.items() if len(found) > 1] == []
 
 
+@pytest.mark.slow
 def test_nothing_on_one_side_is_nearly_something_on_the_other(examples: list[Example]) -> None:
     pairs = [(one, other) for one, other in near_duplicates(examples) if one.split != other.split]
     assert [(one.id, other.id) for one, other in pairs] == []
@@ -123,6 +124,7 @@ def test_a_near_duplicate_is_found_however_it_is_written(examples: list[Example]
     assert list(near_duplicates([original, copy], SAME_FROM)) == [(original, copy)]
 
 
+@pytest.mark.slow
 def test_no_template_was_multiplied(examples: list[Example]) -> None:
     """Of one label, few messages are alike even loosely."""
     for label in Label:

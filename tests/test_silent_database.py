@@ -59,6 +59,7 @@ def ready(service: Service) -> bool:
         return False
 
 
+@pytest.mark.slow
 async def test_turns_go_on_in_silence_and_are_stored_after_it(
     start: Callable[..., Service], proxy: SilentProxy, far_url: str, provider: Provider, core: FakeCore, rows: Rows
 ) -> None:
@@ -166,6 +167,27 @@ async def test_commands_may_take_as_long_as_they_need(far_url: str) -> None:
         await db.execute(text("SELECT pg_sleep(2.5)"))
         assert (await db.execute(text("SHOW statement_timeout"))).scalar() == "0"
     await database.close()
+
+
+def test_who_is_cancelled_at_the_very_end_gives_its_locks_back(database_url: str) -> None:
+    async def hold(database: Database, locked: asyncio.Event) -> None:
+        async with database.transaction() as db:
+            await db.execute(text("LOCK TABLE exams"))
+            locked.set()
+            await asyncio.sleep(60)
+
+    async def main() -> list[asyncio.Task[None]]:
+        database, locked = Database(database_url), asyncio.Event()
+        holding = asyncio.create_task(hold(database, locked))
+        await locked.wait()
+        holding.cancel()  # and nobody waits for it, as with a web server's handlers
+        await database.close()
+        return [holding]
+
+    kept = asyncio.run(main())
+    with psycopg.connect(database_url, options="-c lock_timeout=5s") as other:
+        other.execute("LOCK TABLE exams")
+    assert kept[0].cancelled()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux calls them")

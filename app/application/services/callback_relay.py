@@ -96,8 +96,10 @@ class CallbackRelay:
             self._stopping = True
             if self._lanes:
                 await asyncio.wait(self._lanes, timeout=self._patience_s)
-            for task in self._lanes:
+            lanes = list(self._lanes)
+            for task in lanes:
                 task.cancel()  # the database is away: what these lanes have sent will be sent again
+            await asyncio.gather(*lanes, return_exceptions=True)
             await sender.close()
 
     async def _loop(self, sender: WebhookSender) -> None:

@@ -10,7 +10,6 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from sqlalchemy import text
-from sqlalchemy.pool import QueuePool
 
 from app.application.resources import Resources
 from app.core import metrics
@@ -86,10 +85,8 @@ async def _database(timeout_s: float) -> tuple[bool, bool]:
 async def show_metrics(request: Request) -> PlainTextResponse:
     """Everything this process counts, in Prometheus' format."""
     resources: Resources = request.app.state.resources
-    pool = resources.database.engine.pool
-    if isinstance(pool, QueuePool):
-        metrics.POOL_IN_USE.set(pool.checkedout())
-        metrics.POOL_SIZE.set(pool.size())
+    metrics.POOL_IN_USE.set(resources.database.pool.checkedout())
+    metrics.POOL_SIZE.set(resources.database.pool.size())
     try:
         async with get_db_context() as db:
             count, age, failed = await CallbackRepository(db).waiting()
