@@ -10,6 +10,7 @@ from statistics import fmean
 from app.domain.documents import shipped
 from app.domain.judging import JudgeClient, JudgeTask, PanelTask, PanelTurn, judge_panel
 from app.domain.judging.tasks import Trials
+from app.domain.judging.turn import EDGES_OF
 from app.domain.model_client import ChatMessage
 from app.domain.rubric import LANGUAGES
 from app.domain.scoring import ScorePolicy, Unscored
@@ -71,10 +72,10 @@ async def panel(
 
 async def exams(judge: JudgeClient, entries: Sequence[Ladder], plan: Plan) -> Result:
     """How many calls an exam of 20 prompts takes with the shipped policy: its turns, its panel and a code review."""
-    known: dict[tuple[str, Sequence[ChatMessage]], int] = {}
+    known: dict[tuple[str, Sequence[ChatMessage], bool], int] = {}
 
     async def calls_of(task: JudgeTask) -> int:
-        what = (task.message, task.context)
+        what = (task.message, task.context, task.earlier < EDGES_OF)  # a prompt's place tells nothing else
         if what not in known:
             known[what] = (await judged(judge, task)).calls
         return known[what]
@@ -108,8 +109,9 @@ def drawn_exams(ladders: Sequence[Ladder], trials: Trials) -> list[Exam]:
                         task_of(text, language, [ChatMessage("assistant", said)] if said else [], trials=trials),
                         policy=policy,
                         prompt=prompt,
+                        earlier=earlier,
                     )
-                    for said, text in chosen
+                    for earlier, (said, text) in enumerate(chosen)
                 )
                 turns = tuple(
                     PanelTurn(number, text, chosen[number % len(chosen)][0] or ANSWER)
