@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.bootstrap import Say, open_worker
-from app.core.cpus import BESIDE_CHATS, keep_to
+from app.core.cpus import beside_chats, keep_to, leave_none_to_chats
 from app.core.settings import Settings
 from app.server import Stopping
 
@@ -14,7 +14,9 @@ async def work(settings: Settings, stopping: Stopping, *, say: Say) -> None:
     Raises:
         StartupError: something cannot be used, and what to do about it.
     """
-    keep_to(BESIDE_CHATS)
+    if settings.worker.alone:
+        leave_none_to_chats()
+    keep_to(beside_chats())
     async with open_worker(settings, say=say) as relay:
         stopping.wait_instead(hurry=relay.hurry)
         say("working; Ctrl-C ends it")

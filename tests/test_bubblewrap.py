@@ -19,7 +19,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.application.submissions.work import TriedRunner
-from app.core.settings import RunnerSettings
+from app.core.settings import RunnerSettings, Settings
 from app.domain.code_runner import (
     Ended,
     Limits,
@@ -38,6 +38,8 @@ from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
 from app.infrastructure.runner.bubblewrap.toolchains import main_class
 from app.infrastructure.runner.bubblewrap.waiting import Waiting
 from app.infrastructure.runner.opening import open_runner
+from tests.support.chat import Command, environment, wait_until
+from tests.support.service import running
 
 ROOT = Path(__file__).parents[1]
 LOOP = "import os\nif os.fork() == 0: os.setsid()\nwhile True: pass"
@@ -492,3 +494,13 @@ async def test_sandboxes_keep_off_the_first_cpu_and_the_service_does_not(runner:
     assert runner.warden_pid is not None
     assert os.sched_getaffinity(runner.warden_pid) == set(sorted(whole)[1:])
     assert os.sched_getaffinity(0) == whole
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_worker_leaves_the_first_cpu_to_a_service_or_uses_all(settings: Settings, *, alone: bool) -> None:
+    env = environment(settings, TURNSTONE_WORKER__ALONE=str(alone))
+    with running(Command("worker", env=env)) as worker:
+        await asyncio.to_thread(wait_until, lambda: "working" in worker.output)
+        every = sorted(os.sched_getaffinity(0))
+        assert sorted(os.sched_getaffinity(worker.process.pid)) == (every if alone else every[1:])

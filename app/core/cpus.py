@@ -10,12 +10,20 @@ import os
 import sys
 from typing import Final
 
-BESIDE_CHATS: Final[tuple[int, ...]] = tuple(sorted(os.sched_getaffinity(0))[1:]) if sys.platform == "linux" else ()
-"""All that this process might use at its start but the first one; empty where there is no other, or no choice."""
-
-
 ANY: Final[tuple[int, ...]] = tuple(sorted(os.sched_getaffinity(0))) if sys.platform == "linux" else ()
-"""All that this process might use at its start."""
+"""All that this process might use at its start; empty where there is no choice."""
+_beside_chats = ANY[1:]
+
+
+def beside_chats() -> tuple[int, ...]:
+    """All of them but the first, which is for chats; empty where there is no other, or no choice."""
+    return _beside_chats
+
+
+def leave_none_to_chats() -> None:
+    """From now on use them all: no chat runs on this machine."""
+    global _beside_chats  # noqa: PLW0603  # as an affinity is, this is the whole process's
+    _beside_chats = ANY
 
 
 def keep_to(cpus: tuple[int, ...]) -> None:

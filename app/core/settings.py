@@ -192,6 +192,7 @@ class WorkerSettings(_Section):
     """Background jobs."""
 
     embedded: bool = True
+    alone: bool = Field(False, description="`turnstone worker` uses every CPU: no `serve` is on its machine")
 
 
 class SubmissionSettings(_Section):
@@ -220,7 +221,7 @@ class RunnerSettings(_Section):
     url: HttpUrl | None = Field(None, repr=False, description="where go-judge or Judge0 answers")
     api_key: Key | None = None
     concurrency: int | None = Field(
-        None, ge=1, le=256, description="programs at once; as many as there are cores but one by default"
+        None, ge=1, le=256, description="programs at once; as many as there are CPUs for them by default"
     )
     isolation: Literal["best", "cgroup2", "cgroup1", "rlimits"] = Field(
         "best", description="how bubblewrap holds limits: the best way there is, or only this one"

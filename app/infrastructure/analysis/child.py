@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.core.cpus import BESIDE_CHATS
+from app.core.cpus import beside_chats
 from app.infrastructure.analysis.errors import AnalyserUnavailableError
 from app.infrastructure.analysis.limits import CPU_S, MEMORY_MB
 
@@ -62,7 +62,7 @@ async def _started() -> asyncio.subprocess.Process:
     environment = {name: os.environ[name] for name in _KEPT_OF_ENVIRONMENT if name in os.environ}
     try:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-X", "utf8", "-m", "app.infrastructure.analysis", *map(str, BESIDE_CHATS)),
+            *(sys.executable, "-I", "-X", "utf8", "-m", "app.infrastructure.analysis", *map(str, beside_chats())),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,  # it may quote the code

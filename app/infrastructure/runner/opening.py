@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AsyncExitStack
 
 import structlog
 
+from app.core.cpus import beside_chats
 from app.core.errors import StartupError
 from app.core.settings import RunnerSettings
 from app.domain.code_runner import CodeRunner
@@ -33,8 +33,7 @@ async def open_runner(settings: RunnerSettings, stack: AsyncExitStack) -> CodeRu
             from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner
 
             level = None if settings.isolation == "best" else settings.isolation
-            # One core stays with the chats, whatever programs do.
-            concurrency = settings.concurrency or max(1, (os.cpu_count() or 1) - 1)
+            concurrency = settings.concurrency or len(beside_chats()) or 1
             runner = BubblewrapRunner(concurrency, delegated=settings.cgroup, level=level)
             stack.push_async_callback(runner.close)
             return runner

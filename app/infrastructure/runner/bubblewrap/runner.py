@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from app.core.cpus import ANY, BESIDE_CHATS
+from app.core.cpus import ANY, beside_chats
 from app.domain.code_runner import (
     COMPILE_LIMITS,
     CompileFailed,
@@ -189,7 +189,7 @@ class BubblewrapRunner:
                 "hidden": sorted(str(path) for path in sources if not reachable(path)),
                 "level": self._level,
                 "delegated": None if self._delegated is None else str(self._delegated),
-                "cpus": BESIDE_CHATS,
+                "cpus": beside_chats(),
                 "any_cpu": ANY,
             }
         )
