@@ -42,7 +42,7 @@ def list_submissions(
             limit=limit,
         )
         for seen in found:
-            typer.echo(SubmissionBody.of(seen).model_dump_json() if as_json else _line(seen))
+            typer.echo(SubmissionBody.of(seen).model_dump_json(exclude_unset=True) if as_json else _line(seen))
 
     _with_service(show)
 
@@ -57,7 +57,7 @@ def show_submission(submission_id: SubmissionId) -> None:
         from app.presentation.schemas.submission_bodies import SubmissionBody
 
         seen = await service.get(submission_id)
-        body: dict[str, Any] = SubmissionBody.of(seen).model_dump(mode="json")
+        body: dict[str, Any] = SubmissionBody.of(seen).model_dump(mode="json", exclude_unset=True)
         async with get_db_context() as db:
             for evaluation, told in zip(seen.evaluations, body["evaluations"], strict=True):
                 steps = await SubmissionClaims(db).steps(evaluation.id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,7 @@ from app.presentation.schemas.bodies import Said as Code
 from app.presentation.schemas.bodies import TurnIdField
 from app.presentation.schemas.evaluation_bodies import OverrideRequest, Person
 from app.presentation.schemas.exam_bodies import Name
+from app.presentation.schemas.scores import FinalScores, TurnScores
 
 Status = Literal["QUEUED", "RUNNING", "DONE", "FAILED"]
 SubmissionIdField = TurnIdField
@@ -115,7 +116,10 @@ class SubmissionEvaluationBody(BaseModel):
 
 
 class SubmissionBody(BaseModel):
-    """A submission; the result is that of the highest ``revision`` that is known, and null before there is one."""
+    """A submission; the result is that of the highest ``revision`` that is known, and null before there is one.
+
+    To be shown without what is unset: a result is what Core was told, to the letter.
+    """
 
     submission_id: str | int
     session_id: str
@@ -125,8 +129,8 @@ class SubmissionBody(BaseModel):
     status: Status
     progress: ProgressBody
     revision: int | None
-    final_scores: dict[str, Any] | None
-    turn_scores: dict[str, Any] | None
+    final_scores: FinalScores | None
+    turn_scores: TurnScores | None
     evaluations: list[SubmissionEvaluationBody]
     created_at: datetime
     ended_at: datetime | None

@@ -34,12 +34,14 @@ _PAGE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The report", "content": {"text/html": {"schema": {"type": "string"}}}}
 }
 
+_AS_TOLD: dict[str, Any] = {"response_model_exclude_unset": True}
+
 router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["submissions"])
 
 SessionId = Annotated[str, Path(max_length=64)]
 
 
-@router.post("/sessions/{session_id}/submissions", status_code=202)
+@router.post("/sessions/{session_id}/submissions", status_code=202, **_AS_TOLD)
 async def submit(session_id: SessionId, body: SubmissionRequest, request: Request) -> SubmissionBody:
     """Take code, to be evaluated with the conversation as it is. The same again is the same submission."""
     resources: Resources = request.app.state.resources
@@ -48,7 +50,7 @@ async def submit(session_id: SessionId, body: SubmissionRequest, request: Reques
     return SubmissionBody.of(seen)
 
 
-@router.get("/sessions/{session_id}/submissions")
+@router.get("/sessions/{session_id}/submissions", **_AS_TOLD)
 async def list_of_session(
     session_id: SessionId, request: Request, cursor: Cursor = 0, limit: Limit = 100
 ) -> Page[SubmissionBody]:
@@ -60,7 +62,7 @@ async def list_of_session(
     return page(found, limit, SubmissionBody.of, lambda seen: seen.submission.id)
 
 
-@router.get("/submissions")
+@router.get("/submissions", **_AS_TOLD)
 async def list_submissions(
     request: Request,
     exam_id: Annotated[int | None, Query(gt=0, le=2**63 - 1), EMPTY_IS_NONE] = None,
@@ -80,7 +82,7 @@ async def list_submissions(
 
 
 # These first: an id may hold slashes, so the path of one submission matches theirs too.
-@router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/rerun", status_code=202)
+@router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/rerun", status_code=202, **_AS_TOLD)
 async def rerun(submission_id: str, body: RerunRequest, request: Request) -> SubmissionBody:
     """Evaluate once more, beside what is known; Core is told under the next revision."""
     resources: Resources = request.app.state.resources
@@ -89,7 +91,7 @@ async def rerun(submission_id: str, body: RerunRequest, request: Request) -> Sub
     return SubmissionBody.of(seen)
 
 
-@router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/release", status_code=202)
+@router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/release", status_code=202, **_AS_TOLD)
 async def release(submission_id: str, body: ReleaseRequest, request: Request) -> SubmissionBody:
     """Let scores be told that wait for a person."""
     resources: Resources = request.app.state.resources
@@ -136,7 +138,7 @@ async def report(
     )
 
 
-@router.get(f"/submissions/{{submission_id:{ANY_TEXT}}}")
+@router.get(f"/submissions/{{submission_id:{ANY_TEXT}}}", **_AS_TOLD)
 async def show_submission(submission_id: str, request: Request) -> SubmissionBody:
     """How far a submission is, and what has come of it."""
     resources: Resources = request.app.state.resources
