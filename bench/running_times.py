@@ -29,6 +29,31 @@ int main(void) {{
     puts("done");
 }}
 """,
+    "cpp": """
+#include <iostream>
+int main() {{
+    long n; volatile long total = 0;
+    if (!(std::cin >> n)) return 1;
+    for (long i = 0; i < n * {times}; i++) total ^= i * i;
+    std::cout << "done\\n";
+}}
+""",
+    "go": """
+package main
+
+import "fmt"
+
+var total int64
+
+func main() {{
+    var n int64
+    fmt.Scan(&n)
+    for i := int64(0); i < n*{times}; i++ {{
+        total ^= i * i
+    }}
+    fmt.Println("done")
+}}
+""",
     "javascript": """
 const n = Number(require("fs").readFileSync(0, "utf8")) * {times};
 let total = 0;
@@ -47,7 +72,14 @@ public class Main {{
 }}
 """,
 }
-SIZES = {"python": 400_000, "c": 40_000_000, "javascript": 30_000_000, "java": 20_000_000}
+SIZES = {
+    "python": 400_000,
+    "c": 40_000_000,
+    "cpp": 40_000_000,
+    "go": 60_000_000,
+    "javascript": 30_000_000,
+    "java": 20_000_000,
+}
 """Inputs with which a run takes 30 to 100 ms of CPU besides starting up."""
 TIMES = (1, 2, 4)
 

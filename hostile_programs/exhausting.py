@@ -225,7 +225,7 @@ FILES = [
         """
     for (long n = 0;; n++) { char name[32]; sprintf(name, "/work/%ld", n); int f = open(name, O_CREAT | O_WRONLY, 0600); if (f < 0) break; close(f); }
 """,
-        only(Ended.FINISHED, Ended.MLE, Ended.TLE),
+        only(Ended.FINISHED, Ended.MLE),
     ),
     _c(
         "huge hole",

@@ -107,6 +107,14 @@ async def test_where_a_leak_is_found_nothing_is_run(monkeypatch: pytest.MonkeyPa
         await runner.close()
 
 
+async def test_a_service_at_home_in_a_place_that_sandboxes_have_too_grades(
+    runner: BubblewrapRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/tmp")
+    monkeypatch.chdir("/tmp")
+    assert (await runner.self_test()).backend == "bubblewrap"
+
+
 @pytest.mark.parametrize(
     ("option", "what"),
     [("--unshare-pid", "as-pid-1"), ("--clearenv", "environment")],

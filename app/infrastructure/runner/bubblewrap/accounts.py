@@ -16,6 +16,13 @@ from app.infrastructure.runner.bubblewrap.cgroup1 import Version1
 from app.infrastructure.runner.bubblewrap.cgroup2 import Version2
 from app.infrastructure.runner.bubblewrap.cgroups import own_cgroups, sweep
 
+WORK = "/work"
+"""The one place in a sandbox that a program may write to; it is in memory."""
+
+_MOST_FILES = 50_000
+"""There, where no group of processes counts the memory that the kernel has for them. They go with the sandbox, and each
+takes microseconds."""
+
 _TICKS_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -98,7 +105,7 @@ class OneByOne:
 class _Looked:
     def __init__(self) -> None:
         self._monitor = self._child = 0
-        self._before = self._highest_ns = self._highest_kb = 0
+        self._before = self._highest_ns = self._highest_kb = self._files = 0
         # What is forked from here starts with our own size as its highest.
         self._own_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -117,7 +124,7 @@ class _Looked:
         return self._highest_kb
 
     def out_of_memory(self, limit_kb: int) -> bool:
-        return self._highest_kb > limit_kb
+        return self._highest_kb > limit_kb or self._files > _MOST_FILES
 
     def hurry(self) -> None:
         for pid in tree_of(self._child):
@@ -140,6 +147,9 @@ class _Looked:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ns += sum(map(int, fields[11:15])) * _TICKS_NS
                 kb += int(fields[21]) * _PAGE_KB
+        with suppress(OSError):
+            place = os.statvfs(f"/proc/{self._child}/root{WORK}")
+            self._files = place.f_files - place.f_ffree
         # The first process's own past, until the program began, is some milliseconds, less than a tick of this clock.
         self._highest_ns, self._highest_kb = max(self._highest_ns, ns), max(self._highest_kb, kb)
 

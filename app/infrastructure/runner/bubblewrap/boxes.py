@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.code_runner import CompileLimits, Limits, RunnerUnavailableError
+from app.infrastructure.runner.bubblewrap.accounts import WORK
 from app.infrastructure.runner.bubblewrap.toolchains import PROGRAM, Language, View
-
-WORK = "/work"
 
 _ISOLATED = (
     "--unshare-user", "--uid", "1000", "--gid", "1000", "--unshare-pid", "--unshare-net", "--unshare-ipc",

@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from app.domain.code_runner import CompileFailed, CompileLimits
-from app.infrastructure.runner.bubblewrap.boxes import WORK, box_limits, box_options, compile_command
+from app.infrastructure.runner.bubblewrap.accounts import WORK
+from app.infrastructure.runner.bubblewrap.boxes import box_limits, box_options, compile_command
 from app.infrastructure.runner.bubblewrap.frames import Frame
 from app.infrastructure.runner.bubblewrap.readings import read_compiler
 from app.infrastructure.runner.bubblewrap.toolchains import PROGRAM, Language, main_class

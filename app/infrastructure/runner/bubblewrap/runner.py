@@ -26,7 +26,8 @@ from app.domain.code_runner import (
     Toolchain,
     UnknownLanguageError,
 )
-from app.infrastructure.runner.bubblewrap.boxes import WORK, box_limits, box_options, find_bwrap, home_of
+from app.infrastructure.runner.bubblewrap.accounts import WORK
+from app.infrastructure.runner.bubblewrap.boxes import box_limits, box_options, find_bwrap, home_of
 from app.infrastructure.runner.bubblewrap.compiling import compile_program
 from app.infrastructure.runner.bubblewrap.frames import Frame
 from app.infrastructure.runner.bubblewrap.link import WardenLink

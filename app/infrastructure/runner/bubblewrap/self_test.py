@@ -22,6 +22,7 @@ from app.infrastructure.runner.bubblewrap.compiling import Run
 from app.infrastructure.runner.bubblewrap.readings import started
 from app.infrastructure.runner.bubblewrap.toolchains import PROGRAM, Language
 
+_ITS_OWN = ("/", "/tmp")  # noqa: S108  # a sandbox has these itself, also where a service is at home there
 _MOST_KILL_MS = 5000.0
 """On an idle machine it takes tens; this is of a program that does not die."""
 
@@ -169,7 +170,7 @@ def _something_to_find() -> Iterator[tuple[dict[str, Any], object]]:
         paths = [file.name, "/etc/shadow", "/etc/passwd", "/root", "/home", "/sys", "/run", "/var", str(Path.cwd())]
         with suppress(RuntimeError):  # a user without one
             paths.append(str(Path.home()))
-        paths = [path for path in paths if path != "/"]
+        paths = [path for path in paths if path not in _ITS_OWN]
         yield {"port": port.getsockname()[1], "socket": name, "paths": paths}, (port, nameless)
 
 
