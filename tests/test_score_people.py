@@ -123,3 +123,28 @@ def test_an_appeal_is_heard_by_more_judges_and_told_when_a_person_releases_it(
     second = at_revision(rest, 2)["final_scores"]
     assert second["prompt"]["holistic"] > first["prompt"]["holistic"]
     assert service.call(explain_scores("s-1", 2)).is_true
+
+
+def test_an_appeal_counts_when_it_is_released_whatever_was_told_meanwhile(
+    service: Service, rest: httpx.Client, core: FakeCore, judge: ScriptedJudge
+) -> None:
+    judge.marks = lambda seen: {"R1": 3 if seen.seed < 3 else 5} if seen.kind == "panel" else {}
+    taken(rest, talked(rest), code=RIGHT, submission_id="s-1")
+    first = ended(rest, "s-1")["final_scores"]
+    appeal = rest.post("/api/submissions/s-1/appeal", json=KIM).json()
+    wait_until(lambda: show(rest, "s-1")["evaluations"][-1]["status"] == "held", 60)
+    override(rest, "correctness", 50).raise_for_status()
+    at_revision(rest, 3)
+    again = {"person": "Kim", "again": "scores"}
+    rest.post("/api/submissions/s-1/rerun", json=again).raise_for_status()
+    fourth = at_revision(rest, 4)["final_scores"]
+    assert fourth["prompt"] == first["prompt"], "what the appeal found is not known yet"
+    assert rest.post("/api/submissions/s-1/appeal", json=KIM).json() == appeal, "it is still open"
+    rest.post("/api/submissions/s-1/release", json={"person": "Kim"}).raise_for_status()
+    fifth = at_revision(rest, 5)["final_scores"]
+    assert fifth["prompt"]["holistic"] > first["prompt"]["holistic"]
+    assert fifth["components"]["correctness"]["score"] == 50
+    core.wait_for(lambda posts: sum(post.type == "final_scores" for post in posts) == 4, 30)
+    told = [event.body["revision"] for event in core.events() if event.type == "final_scores"]
+    assert told == [1, 3, 4, 5]
+    assert service.call(explain_scores("s-1", 5)).is_true

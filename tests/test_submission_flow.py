@@ -235,6 +235,30 @@ def test_the_older_platform_is_told_each_stage_once(
     assert stages == ["QUEUED", "RUNNING"]
 
 
+FAILS_ONCE = """
+    CREATE SEQUENCE tries;
+    CREATE FUNCTION fail_once() RETURNS trigger AS $$
+    BEGIN
+        IF nextval('tries') = 1 THEN RAISE EXCEPTION 'once'; END IF;
+        RETURN NEW;
+    END $$ LANGUAGE plpgsql;
+    CREATE TRIGGER fail_once BEFORE INSERT ON scores FOR EACH ROW EXECUTE FUNCTION fail_once()
+    """
+
+
+def test_scores_that_were_held_for_days_survive_a_fault_when_they_are_told(
+    rest: httpx.Client, core: FakeCore, rows: Rows
+) -> None:
+    rest.put("/api/exams/1", json={"problem_text": "Sum.", "hold_scores": True}).raise_for_status()
+    taken(rest, talked(rest), code=RIGHT, submission_id="held")
+    wait_until(lambda: show(rest, "held")["progress"]["stage"] == "held", 60)
+    rows("UPDATE submission_evaluations SET created_at = now() - interval '3 days'")
+    rows(FAILS_ONCE)
+    rest.post("/api/submissions/held/release", json={"person": "Kim"}).raise_for_status()
+    assert ended(rest, "held")["final_scores"]["status"] == "SCORED"
+    assert rows.one("SELECT last_value FROM tries")["last_value"] == 2
+
+
 def test_the_command_lists_shows_evaluates_again_and_releases(
     rest: httpx.Client, settings: Settings, tmp_path: Path, rows: Rows
 ) -> None:

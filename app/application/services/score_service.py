@@ -61,17 +61,18 @@ async def appeal_scores(submission_id: str, reason: str, person: str) -> tuple[i
         told = _told(evaluations)
         if told is None:
             raise TurnstoneError(ErrorCode.NOT_SCORED, "The submission has no scores yet.")
-        reviews, last = ReviewRepository(db), evaluations[-1]
-        if last.cause == "appeal" and last.status is not RevisionStatusEnum.DONE:
-            item_id = await reviews.of_evaluation(last.id, ReviewReasonEnum.APPEAL)
-            assert item_id is not None, "an appeal has its item"
-            return item_id, last
+        reviews = ReviewRepository(db)
+        for opened in evaluations:
+            if opened.cause == "appeal" and opened.status is not RevisionStatusEnum.DONE:
+                item_id = await reviews.of_evaluation(opened.id, ReviewReasonEnum.APPEAL)
+                assert item_id is not None, "an appeal has its item"
+                return item_id, opened
         basis = await _larger_panel(db, told)
         further = await SubmissionRepository(db).add_evaluation(
             submission.id, cause="appeal", asked_by=person, basis=basis
         )
         details = {"reason": reason, "submission_id": submission.told_id, "revision": further.revision}
-        opened = await reviews.open(
+        item = await reviews.open(
             submission.session_id,
             None,
             None,
@@ -80,8 +81,8 @@ async def appeal_scores(submission_id: str, reason: str, person: str) -> tuple[i
             evaluation_id=further.id,
             asked_by=person,
         )
-        assert opened is not None, "the evaluation is new, so it has no item"
-        return opened, further
+        assert item is not None, "the evaluation is new, so it has no item"
+        return item, further
 
 
 async def _larger_panel(db: Transaction, told: SubmissionEvaluation) -> dict[str, Any]:

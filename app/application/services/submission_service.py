@@ -162,6 +162,12 @@ class SubmissionService:
         async with get_db_context() as db:
             return await _seen(db, await _found(db, submission_id))
 
+    async def find(self, submission_id: str) -> Seen | None:
+        """A submission by its id as text; ``None`` where there is none."""
+        async with get_db_context() as db:
+            found = await SubmissionRepository(db).find(submission_id) if _can_be_stored(submission_id) else None
+            return None if found is None else await _seen(db, found)
+
     async def list_submissions(
         self,
         *,
@@ -210,7 +216,9 @@ class SubmissionService:
             submission = await _found(db, submission_id)
             await SessionRepository(db).lock_session(submission.session_id)
             submissions, documents = SubmissionRepository(db), DocumentRepository(db)
-            last = (await submissions.evaluations([submission.id]))[submission.id][-1]
+            evaluations = (await submissions.evaluations([submission.id]))[submission.id]
+            # What an appeal finds is known when a person says so.
+            last = next(each for each in reversed(evaluations) if each.published or each.cause != "appeal")
             steps = await SubmissionClaims(db).steps(last.id)
             pinned: dict[str, Any] = {}
             if not order.as_set_now and Node.FREEZE in steps:
@@ -245,10 +253,14 @@ class SubmissionService:
             await SessionRepository(db).lock_session(submission.session_id)
             submissions = SubmissionRepository(db)
             evaluations = (await submissions.evaluations([submission.id]))[submission.id]
-            held = [each for each in evaluations if each.status is RevisionStatusEnum.HELD]
-            anew = [node.value for node in _AFTER_RELEASE]
-            if not held or not await submissions.release(held[-1].id, person, anew=anew):
+            held = next((each for each in reversed(evaluations) if each.status is RevisionStatusEnum.HELD), None)
+            if held is None:
                 raise TurnstoneError(ErrorCode.NOT_HELD, "No scores of this submission wait for a person.")
+            # It is told last, so it counts: its number is above what was told while it was held.
+            highest = evaluations[-1].revision
+            revision = held.revision if held.revision == highest else highest + 1
+            anew = [node.value for node in _AFTER_RELEASE]
+            await submissions.release(held.id, person, revision=revision, anew=anew)
             return await _seen(db, submission)
 
 

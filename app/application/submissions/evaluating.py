@@ -172,7 +172,8 @@ def _why(node: Node, error: Exception) -> PutOff | None:
         case AnalyserUnavailableError():
             put_off = PutOff(node, "the analyser is unavailable")
         case TimeoutError():
-            put_off = PutOff(node, "it took too long", patience_s=_DAY_S)
+            # What has to be done has only the database to wait for.
+            put_off = PutOff(node, "it took too long", patience_s=_DAY_S if node in CAN_BE_MISSING else math.inf)
         case _ if isinstance(error, DATABASE_DOWN):
             put_off = PutOff(node, "the database is away", patience_s=math.inf)
         case _:

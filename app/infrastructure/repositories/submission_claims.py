@@ -27,7 +27,8 @@ _claim = """
         RETURNING evaluation.*
     )
     SELECT claimed.id, claimed.submission_id, claimed.revision, claimed.cause, claimed.tries, claimed.basis,
-           extract(epoch FROM now() - claimed.created_at)::float8 AS age_s,
+           extract(epoch FROM now())::float8
+               - coalesce((claimed.basis ->> 'released_at')::float8, extract(epoch FROM claimed.created_at)) AS age_s,
            submission.session_id, submission.client_id, submission.client_id_is_int,
            session.exam_id, session.participant_id, session.spec_id,
            set_config('synchronous_commit', 'off', true)
@@ -76,7 +77,8 @@ _note_progress = """
 _tell = "SELECT pg_notify(%(channel)s, %(news)s)"
 _end = """
     UPDATE submission_evaluations
-    SET status = %(status)s::text, published = %(published)s, owner = NULL, result = %(result)s::jsonb,
+    SET status = %(status)s::text, published = %(published)s, owner = NULL,
+        result = coalesce(%(result)s::jsonb, result),
         ended_at = CASE WHEN %(status)s::text = 'done' THEN now() END
     WHERE id = %(evaluation_id)s AND owner = %(worker)s AND status = 'waiting'
       AND EXISTS (SELECT 1 FROM workers WHERE workers.id = %(worker)s AND fenced_at IS NULL)
@@ -125,7 +127,8 @@ class EvaluationNotOursError(Exception):
 class ClaimedEvaluation:
     """An evaluation that is ours to make for now, under the id of ``worker``, with whose it is.
 
-    ``age_s`` is since it was asked for; ``basis`` what it is to be made by in the place of the exam's settings.
+    ``age_s`` is since it was asked for, or since a person has released it; ``basis`` what it is to be made by in the
+    place of the exam's settings.
     """
 
     id: int

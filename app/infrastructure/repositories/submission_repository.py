@@ -44,9 +44,11 @@ _copy_steps = """
     """
 _release = """
     UPDATE submission_evaluations
-    SET status = 'waiting', due_at = now(), tries = 0,
-        basis = basis || jsonb_build_object('released_by', %(person)s::jsonb)
-    WHERE id = %(evaluation_id)s AND status = 'held' RETURNING id
+    SET status = 'waiting', due_at = now(), tries = 0, revision = %(revision)s,
+        basis = basis || jsonb_build_object(
+            'released_by', %(person)s::jsonb, 'released_at', extract(epoch FROM now())
+        )
+    WHERE id = %(evaluation_id)s AND status = 'held'
     """
 _forget_steps = """
     DELETE FROM evaluation_steps WHERE evaluation_id = %(evaluation_id)s AND node = ANY(%(nodes)s::text[])
@@ -189,11 +191,11 @@ class SubmissionRepository:
         """Let an evaluation have what another has found out."""
         await self._db.run(_copy_steps, {"from": source, "to": target, "nodes": list(nodes)})
 
-    async def release(self, evaluation_id: int, person: str, *, anew: Collection[str]) -> bool:
-        """Let a held evaluation go on, with the nodes ``anew`` done once more; ``False`` where it is not held."""
-        values = {"evaluation_id": evaluation_id, "person": json.dumps(person, ensure_ascii=False)}
-        if not await self._db.run(_release, values):
-            return False
+    async def release(self, evaluation_id: int, person: str, *, revision: int, anew: Collection[str]) -> None:
+        """Let a held evaluation go on, under this revision, with the nodes ``anew`` done once more."""
+        said = json.dumps(person, ensure_ascii=False)
+        values = {"evaluation_id": evaluation_id, "person": said, "revision": revision}
+        await self._db.run(_release, values)
         await self._db.run(_forget_steps, {"evaluation_id": evaluation_id, "nodes": list(anew)})
         await self._db.execute(
             update(ReviewItem)
@@ -205,7 +207,6 @@ class SubmissionRepository:
             .values(resolved_at=func.now(), resolved_by=person, resolution="released")
             .execution_options(synchronize_session=False)
         )
-        return True
 
     async def hasten(self, session_id: int) -> None:
         """The session's last judgement that was to be made is there: evaluations that wait for it need not any more."""

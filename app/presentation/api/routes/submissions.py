@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from app.application.resources import Resources
 from app.application.services.score_service import appeal_scores, override_component
@@ -31,7 +31,13 @@ from app.presentation.schemas.submission_bodies import (
 from app.presentation.web.report import content_security_policy, render_report
 
 _PAGE: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The report", "content": {"text/html": {"schema": {"type": "string"}}}}
+    200: {
+        "description": "The report; or the submission whose own id is `…/report`",
+        "content": {
+            "text/html": {"schema": {"type": "string"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/SubmissionBody"}},
+        },
+    }
 }
 
 _AS_TOLD: dict[str, Any] = {"response_model_exclude_unset": True}
@@ -81,7 +87,8 @@ async def list_submissions(
     return page(found, limit, SubmissionBody.of, lambda seen: seen.submission.id)
 
 
-# These first: an id may hold slashes, so the path of one submission matches theirs too.
+# These first: an id may hold slashes, so the path of one submission matches theirs too. One that ends like a report's
+# path is looked for there.
 @router.post(f"/submissions/{{submission_id:{ANY_TEXT}}}/rerun", status_code=202, **_AS_TOLD)
 async def rerun(submission_id: str, body: RerunRequest, request: Request) -> SubmissionBody:
     """Evaluate once more, beside what is known; Core is told under the next revision."""
@@ -121,10 +128,14 @@ async def appeal(submission_id: str, body: AppealRequest, request: Request) -> S
 @router.get(f"/submissions/{{submission_id:{ANY_TEXT}}}/report", response_class=Response, responses=_PAGE)
 async def report(
     submission_id: str,
+    request: Request,
     language: Annotated[Language, Query(description="of the report")] = "en",
     revision: Annotated[int | None, Query(ge=1, le=2**31 - 1), EMPTY_IS_NONE] = None,
-) -> HTMLResponse:
+) -> Response:
     """What a candidate may read of a submission: scores, evidence, advice. Core shows it once the exam is over."""
+    resources: Resources = request.app.state.resources
+    if (named_so := await resources.submissions.find(f"{submission_id}/report")) is not None:
+        return JSONResponse(SubmissionBody.of(named_so).model_dump(mode="json", exclude_unset=True))
     read = await read_report(_checked(submission_id), revision)
     page = await to_thread.run_sync(render_report, read, language)
     return HTMLResponse(
