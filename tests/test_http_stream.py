@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+import uvloop
 
 from app.infrastructure.llm import http_stream
 from app.infrastructure.llm.http_stream import (
@@ -188,6 +189,32 @@ async def test_nobody_there_and_no_tls_are_no_connection(peer: Peer) -> None:
             await post(http, answer)
         assert not answer.was_sent
         await http.aclose()
+
+
+def test_a_server_that_speaks_unasked_is_no_connection_on_the_service_s_loop() -> None:
+    """There what it says is read before anything can be asked; on asyncio's own loop it is taken for the answer."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(speak, "127.0.0.1", 0)
+        http = StreamingHttp(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", {}, timeout_s=WAIT_S)
+        for _ in range(20):
+            answer = Taken()
+            try:
+                await post(http, answer)
+            except NoConnectionError:
+                assert not answer.was_sent
+            else:
+                assert answer.status == 503
+        await http.aclose()
+        server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 @pytest.mark.parametrize("url", ["ftp://a/", "http:///path", "nothing", "http://a:99999/"])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 import pytest
+import uvloop
 from redis import Redis
 
 from app.core.errors import StartupError
@@ -413,3 +417,42 @@ async def test_service_starts_and_answers_while_redis_is_away(start: Callable[..
     service = start(redis={"url": "redis://127.0.0.1:1/0"})
     async with connect(service.url) as chat:
         assert (await chat.ask("hello", **new_pair())).end["type"] == "done"
+
+
+def test_connections_that_were_reset_while_idle_are_an_absence_on_the_service_s_loop(server: RedisServer) -> None:
+    """As a firewall does it that forgets them."""
+    through: list[asyncio.StreamWriter] = []
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        through.append(writer)
+        far, to_far = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def back() -> None:
+            while part := await far.read(65_536):
+                writer.write(part)
+
+        answering = asyncio.create_task(back())
+        with suppress(ConnectionError):
+            while part := await reader.read(65_536):
+                to_far.write(part)
+        answering.cancel()
+        to_far.close()
+
+    async def main() -> None:
+        proxy = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+        client = RedisClient(f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0")
+        for _ in range(5):
+            assert await client.ping()
+            assert await client.entries("nothing") == []
+            for writer in through:
+                writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            through.clear()
+            await asyncio.sleep(0.05)
+            await client.entries("nothing")  # says so, or has connected anew: nothing is raised
+            client._resting_until = 0.0
+        await client.close()
+        proxy.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

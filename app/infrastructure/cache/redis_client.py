@@ -18,7 +18,8 @@ from app.core.errors import StartupError
 log = structlog.get_logger()
 
 _REST_AFTER_FAULT_S = 1.0
-_FAULTS = (RedisError, OSError, TimeoutError)
+_FAULTS = (RedisError, OSError, TimeoutError, RuntimeError)
+"""uvloop raises the last one where a connection that was reset while it was idle is written to."""
 
 
 @dataclass(frozen=True, slots=True)

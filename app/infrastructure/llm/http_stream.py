@@ -145,6 +145,10 @@ class StreamingHttp:
             raise NoConnectionError("connection timeout") from None
         except OSError as error:  # refused, unknown name, TLS
             raise NoConnectionError(type(error).__name__) from None
+        if not connection.usable:  # uvloop reads before it wakes us: it has spoken unasked, or is gone already
+            connection.abort()
+            await asyncio.wait([connection.closed])
+            raise NoConnectionError("closed at once")
         self._open.add(connection)
         return connection
 

@@ -45,6 +45,9 @@ class Account(Protocol):
     def out_of_memory(self, limit_kb: int) -> bool:
         """Whether the limit was met."""
 
+    def too_many_files(self) -> bool:
+        """Whether there are more files than go in a moment, where their memory is not counted."""
+
     def hurry(self) -> None:
         """The run is being ended: let its processes have the CPU time they need to go, before all others."""
 
@@ -124,7 +127,10 @@ class _Looked:
         return self._highest_kb
 
     def out_of_memory(self, limit_kb: int) -> bool:
-        return self._highest_kb > limit_kb or self._files > _MOST_FILES
+        return self._highest_kb > limit_kb
+
+    def too_many_files(self) -> bool:
+        return self._files > _MOST_FILES
 
     def hurry(self) -> None:
         for pid in tree_of(self._child):

@@ -174,6 +174,8 @@ class _Running:
                 self._end("wall" if passed < _PATIENCE * limits.wall_s else "busy")
             elif self._account.out_of_memory(limits.memory_mb << 10):
                 self._end("memory")
+            elif self._account.too_many_files():
+                self._end("files")
             else:
                 self._within = now
             self._account.memory_kb()

@@ -178,6 +178,10 @@ class RunGroup:
         """CPU time since `start`, of all that were in it."""
         return max(0, self._used() - self._before)
 
+    def too_many_files(self) -> bool:
+        """Never: the group counts the kernel's memory for them."""
+        return False
+
     def hurry(self) -> None:
         """Raise the share until `close`; a candidate's program that does not run any more cannot make use of it."""
         if self._weight is not None:

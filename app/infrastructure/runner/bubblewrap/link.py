@@ -49,10 +49,16 @@ class WardenLink:
             RunnerUnavailableError: it does not start.
         """
         # No variable of ours: its environment, like its memory, is outside every sandbox but nearer than ours.
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-c", _START, str(_ROOT),
-            stdin=PIPE, stdout=PIPE, env={}, cwd="/", start_new_session=True, limit=1 << 20,
-        )  # fmt: skip
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", "-c", _START, str(_ROOT),
+                stdin=PIPE, stdout=PIPE, env={}, cwd="/", start_new_session=True, limit=1 << 20,
+            )  # fmt: skip
+        except OSError as error:
+            raise RunnerUnavailableError(
+                f"The process that starts sandboxes cannot be started: {error.strerror}.",
+                "The machine may have run out of processes, descriptors or memory.",
+            ) from None
         link = cls(process)
         try:
             async with asyncio.timeout(_OPENING_S):

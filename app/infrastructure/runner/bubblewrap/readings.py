@@ -17,6 +17,7 @@ _HOW = {
     "cpu": Ended.TLE,
     "wall": Ended.TLE,
     "memory": Ended.MLE,
+    "files": Ended.MLE,
     "output": Ended.OLE,
     "stderr": Ended.OLE,
     "busy": Ended.SE,
@@ -70,6 +71,7 @@ def read_compiler(frame: Frame, limits: CompileLimits) -> CompileFailed | None:
         "cpu": f"compiling used up its CPU time ({limits.cpu_s:g} s)",
         "wall": f"compiling took too long ({limits.wall_s:g} s)",
         "memory": f"compiling used up its memory ({limits.memory_mb} MiB)",
+        "files": "compiling made too many files",
         "output": f"the compiled program is larger than {limits.output_bytes // 1024} KiB",
         "stderr": "the compiler wrote too many messages",
     }
@@ -132,6 +134,7 @@ def _ended(header: dict[str, Any], limits: Limits, code: int | None, sent: int |
             "wall": f"it took too long (limit {limits.wall_s:g} s, waiting included)",
             "busy": "the machine was too busy to run it",
             "memory": f"memory was used up (limit {limits.memory_mb} MiB)",
+            "files": "it made too many files",
             "output": f"it wrote more than {limits.output_bytes} bytes to standard output",
             "stderr": f"it wrote more than {limits.output_bytes} bytes to standard error",
         }
