@@ -31,7 +31,8 @@ from app.infrastructure.runner.bubblewrap import boxes
 from app.infrastructure.runner.bubblewrap import link as link_module
 from app.infrastructure.runner.bubblewrap import runner as runner_module
 from app.infrastructure.runner.bubblewrap.accounts import open_accounts, tree_of
-from app.infrastructure.runner.bubblewrap.cgroup2 import Version2
+from app.infrastructure.runner.bubblewrap.cgroup1 import _Run1
+from app.infrastructure.runner.bubblewrap.cgroup2 import Version2, _Run2
 from app.infrastructure.runner.bubblewrap.cgroups import OwnCgroups, own_cgroups, sweep
 from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner, Level
 from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
@@ -394,6 +395,23 @@ def test_accounts_fall_back_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None
     accounts, reasons = open_accounts(None)
     assert accounts.level == "rlimits"
     assert reasons == ["cgroup2: not mounted", "cgroup1: the controller cpuacct is not mounted"]
+
+
+@pytest.mark.parametrize(("met", "of_the_machine"), [(0, True), (3, False)])
+def test_memory_that_the_machine_has_not_is_not_the_program_s_limit(
+    tmp_path: Path, *, met: int, of_the_machine: bool
+) -> None:
+    """The kernel counts a process that it ended for the whole machine's sake in the group, too."""
+    groups = {name: tmp_path / name for name in ("cpuacct", "memory", "pids")}
+    for group in groups.values():
+        group.mkdir()
+    first = _Run1(groups, "run-1", 64, 4)
+    (groups["memory"] / "run-1" / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    (groups["memory"] / "run-1" / "memory.max_usage_in_bytes").write_text(f"{(63 if met else 20) << 20}\n")
+    second = _Run2(tmp_path / "run-2", 64, 4)
+    (tmp_path / "run-2" / "memory.events").write_text(f"low 0\nhigh 0\nmax {met}\noom {met}\noom_kill 1\n")
+    for run in (first, second):
+        assert (run.taken_by_the_machine(), run.out_of_memory(65_536)) == (of_the_machine, not of_the_machine)
 
 
 def test_a_cgroup_of_others_is_not_taken_over(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ class Account(Protocol):
     def out_of_memory(self, limit_kb: int) -> bool:
         """Whether the limit was met."""
 
+    def taken_by_the_machine(self) -> bool:
+        """Whether a process was ended because the machine had no memory left, which is not the program's fault."""
+
     def too_many_files(self) -> bool:
         """Whether there are more files than go in a moment, where their memory is not counted."""
 
@@ -128,6 +131,9 @@ class _Looked:
 
     def out_of_memory(self, limit_kb: int) -> bool:
         return self._highest_kb > limit_kb
+
+    def taken_by_the_machine(self) -> bool:
+        return False  # nobody says so
 
     def too_many_files(self) -> bool:
         return self._files > _MOST_FILES

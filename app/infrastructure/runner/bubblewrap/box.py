@@ -226,6 +226,8 @@ class _Running:
         if outcome.reason is None:
             if self._account.out_of_memory(limits.memory_mb << 10):
                 outcome.reason = "memory"
+            elif self._account.taken_by_the_machine():
+                outcome.reason = "busy"
             elif outcome.cpu_ns > limits.cpu_s * 1e9:
                 outcome.reason = "cpu"
 

@@ -15,6 +15,9 @@ from app.infrastructure.runner.bubblewrap.cgroups import (
     write_value,
 )
 
+_AT_ONCE = 4 << 20
+"""Memory that a process may ask for at once, a huge page say, and be ended for below its limit. Newer kernels do not
+count in ``memory.failcnt`` how often a limit was met."""
 _WEIGHT = "1024"
 """All sandboxes together weigh what one ordinary process does."""
 
@@ -34,10 +37,12 @@ class _Run1(RunGroup):
         """The highest use."""
         return read_number(self._memory / "memory.max_usage_in_bytes") // 1024
 
-    def out_of_memory(self, limit_kb: int) -> bool:
-        """Whether the kernel ended a process for it."""
-        del limit_kb
-        return read_number(self._memory / "memory.oom_control", "oom_kill") > 0
+    def _oom_kills(self) -> int:
+        return read_number(self._memory / "memory.oom_control", "oom_kill")
+
+    def _limit_was_met(self) -> bool:
+        highest = read_number(self._memory / "memory.max_usage_in_bytes")
+        return highest + _AT_ONCE >= read_number(self._memory / "memory.limit_in_bytes")
 
     def _used(self) -> int:
         return read_number(self._cpu)

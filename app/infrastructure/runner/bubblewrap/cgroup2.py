@@ -41,10 +41,11 @@ class _Run2(RunGroup):
         )
         return self._highest // 1024
 
-    def out_of_memory(self, limit_kb: int) -> bool:
-        """Whether the kernel ended a process for it."""
-        del limit_kb
-        return read_number(self._group / "memory.events", "oom_kill") > 0
+    def _oom_kills(self) -> int:
+        return read_number(self._group / "memory.events", "oom_kill")
+
+    def _limit_was_met(self) -> bool:
+        return any(read_number(self._group / "memory.events", name) > 0 for name in ("max", "oom"))
 
     def _used(self) -> int:
         return read_number(self._group / "cpu.stat", "usage_usec") * 1000

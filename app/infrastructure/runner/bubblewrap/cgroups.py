@@ -178,6 +178,15 @@ class RunGroup:
         """CPU time since `start`, of all that were in it."""
         return max(0, self._used() - self._before)
 
+    def out_of_memory(self, limit_kb: int) -> bool:
+        """Whether the kernel ended a process for its limit."""
+        del limit_kb
+        return self._oom_kills() > 0 and self._limit_was_met()
+
+    def taken_by_the_machine(self) -> bool:
+        """Whether the kernel ended a process because the machine itself had no memory left."""
+        return self._oom_kills() > 0 and not self._limit_was_met()
+
     def too_many_files(self) -> bool:
         """Never: the group counts the kernel's memory for them."""
         return False
@@ -201,4 +210,11 @@ class RunGroup:
         return left
 
     def _used(self) -> int:
+        raise NotImplementedError
+
+    def _oom_kills(self) -> int:
+        """Processes of it that the kernel has ended for want of memory, for whichever limit."""
+        raise NotImplementedError
+
+    def _limit_was_met(self) -> bool:
         raise NotImplementedError
