@@ -126,7 +126,7 @@ def test_an_appeal_is_heard_by_more_judges_and_told_when_a_person_releases_it(
 
 
 def test_an_appeal_counts_when_it_is_released_whatever_was_told_meanwhile(
-    service: Service, rest: httpx.Client, core: FakeCore, judge: ScriptedJudge
+    service: Service, rest: httpx.Client, core: FakeCore, judge: ScriptedJudge, rows: Rows
 ) -> None:
     judge.marks = lambda seen: {"R1": 3 if seen.seed < 3 else 5} if seen.kind == "panel" else {}
     taken(rest, talked(rest), code=RIGHT, submission_id="s-1")
@@ -139,6 +139,9 @@ def test_an_appeal_counts_when_it_is_released_whatever_was_told_meanwhile(
     rest.post("/api/submissions/s-1/rerun", json=again).raise_for_status()
     fourth = at_revision(rest, 4)["final_scores"]
     assert fourth["prompt"] == first["prompt"], "what the appeal found is not known yet"
+    rows("UPDATE submission_runs SET cpu_ms = 40 * cpu_ms WHERE evaluation_id = 2 AND program = 'candidate'")
+    for revision in (1, 3, 4):
+        assert service.call(explain_scores("s-1", revision)).is_true, "by what was run for it, not for the appeal"
     assert rest.post("/api/submissions/s-1/appeal", json=KIM).json() == appeal, "it is still open"
     rest.post("/api/submissions/s-1/release", json={"person": "Kim"}).raise_for_status()
     fifth = at_revision(rest, 5)["final_scores"]
@@ -147,4 +150,4 @@ def test_an_appeal_counts_when_it_is_released_whatever_was_told_meanwhile(
     core.wait_for(lambda posts: sum(post.type == "final_scores" for post in posts) == 4, 30)
     told = [event.body["revision"] for event in core.events() if event.type == "final_scores"]
     assert told == [1, 3, 4, 5]
-    assert service.call(explain_scores("s-1", 5)).is_true
+    assert not service.call(explain_scores("s-1", 5)).is_true, "which were changed"

@@ -75,7 +75,8 @@ def explain(
     if (entries := _entries(steps)) is not None:
         again[Node.TURNS], told = _turns(steps[Node.TURNS], entries, raw)
         lines += [_with(line, {p: each.get(name, {}).get("score") for p, each in turns.items()}) for name, line in told]
-    if raw.panel:
+    # What is missing is missing: a single judge that could be read, say, makes no marks.
+    if raw.panel and any(mark is not None for mark in (steps[Node.PANEL].value or {}).get("marks", {}).values()):
         again[Node.PANEL], line = _panel(steps[Node.PANEL], raw.panel)
         lines.append(line)
     if raw.cases is not None:

@@ -81,7 +81,7 @@ async def _raw(
     db: Transaction, submission: Submission, evaluation: SubmissionEvaluation, came: Outcomes
 ) -> RawEvidence:
     evidence = SubmissionEvidence(db)
-    runs = await evidence.case_runs(submission.id, evaluation.revision)
+    runs = await evidence.case_runs(evaluation.id)
     graded = [
         {
             "index": run.case_index,

@@ -7,16 +7,18 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import aliased
 
 from app.domain.grading import MeasuredRun
 from app.domain.scoring import Criterion, Intent
+from app.domain.submission import Node
 from app.infrastructure.persistence.models import (
     Callback,
     CriterionScore,
     EvaluationRun,
+    EvaluationStep,
     JudgeCall,
     ScoreOverride,
-    SubmissionEvaluation,
     SubmissionRun,
 )
 from app.infrastructure.persistence.session import Transaction
@@ -60,21 +62,17 @@ class SubmissionEvidence:
                 intents[call.run_id][call.sample] = Intent(parsed["intent"])
         return dict(marks), dict(intents)
 
-    async def case_runs(self, submission_id: int, revision: int) -> list[SubmissionRun]:
-        """Runs of test cases of the evaluation of that revision, or of the nearest before, which it has them from."""
-        newest = (
-            select(SubmissionEvaluation.id)
-            .where(
-                SubmissionEvaluation.submission_id == submission_id,
-                SubmissionEvaluation.revision <= revision,
-                select(SubmissionRun.id).where(SubmissionRun.evaluation_id == SubmissionEvaluation.id).exists(),
-            )
-            .order_by(SubmissionEvaluation.revision.desc())
-            .limit(1)
+    async def case_runs(self, evaluation_id: int) -> list[SubmissionRun]:
+        """Runs of test cases of the evaluation, or of the one whose step it has taken over."""
+        own, its = aliased(EvaluationStep), aliased(EvaluationStep)
+        of_this_step = (
+            select(its.evaluation_id)
+            .join(own, (own.node == its.node) & (own.started_at == its.started_at) & (own.worker == its.worker))
+            .where(own.evaluation_id == evaluation_id, own.node == Node.TESTS.value)
         )
         statement = (
             select(SubmissionRun)
-            .where(SubmissionRun.evaluation_id == newest.scalar_subquery())
+            .where(SubmissionRun.evaluation_id.in_(of_this_step))
             .order_by(SubmissionRun.repetition, SubmissionRun.case_index)
         )
         return list(await self._db.scalars(statement))
