@@ -18,7 +18,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import OperationalError
 
 from app.infrastructure.persistence.bell import CALLBACKS, Bell
-from app.infrastructure.persistence.session import DATABASE_DOWN, Database
+from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, get_db_context, unbind
 from tests.conftest import Rows
 from tests.support.chat import connect, new_pair, wait_until
 from tests.support.core import FakeCore
@@ -167,6 +167,26 @@ async def test_commands_may_take_as_long_as_they_need(far_url: str) -> None:
         await db.execute(text("SELECT pg_sleep(2.5)"))
         assert (await db.execute(text("SHOW statement_timeout"))).scalar() == "0"
     await database.close()
+
+
+async def test_each_event_loop_uses_the_database_that_was_opened_on_it(database_url: str) -> None:
+    """As two services in one process do."""
+    name = text("SHOW application_name")
+    here, there = (Database(f"{database_url}&application_name={name}") for name in ("here", "there"))
+
+    async def elsewhere() -> str | None:
+        bind(there)
+        async with get_db_context() as db:
+            return (await db.execute(name)).scalar()
+
+    bind(here)
+    try:
+        assert await asyncio.to_thread(asyncio.run, elsewhere()) == "there"
+        async with get_db_context() as db:
+            assert (await db.execute(name)).scalar() == "here"
+    finally:
+        unbind(there)
+        await here.close()
 
 
 def test_who_is_cancelled_at_the_very_end_gives_its_locks_back(database_url: str) -> None:

@@ -197,18 +197,18 @@ class Transaction(AsyncSession):
         raise AssertionError("it has raised") from error
 
 
-_bound: list[Database] = []
+_bound: list[tuple[asyncio.AbstractEventLoop, Database]] = []
+"""With the event loop that each one's connections belong to; another one that waits for them may never be woken."""
 
 
 def bind(database: Database) -> None:
-    """Make ``database`` the one that `get_db_context` uses, until `unbind`."""
-    _bound.append(database)
+    """Make ``database`` the one that `get_db_context` uses on the running event loop, until `unbind`."""
+    _bound.append((asyncio.get_running_loop(), database))
 
 
 def unbind(database: Database) -> None:
     """Undo `bind`; harmless when it was not bound."""
-    if database in _bound:
-        _bound.remove(database)
+    _bound[:] = [entry for entry in _bound if entry[1] is not database]
 
 
 @asynccontextmanager
@@ -216,9 +216,11 @@ async def get_db_context() -> AsyncIterator[Transaction]:
     """A transaction on this process's database: committed at the end of the block, rolled back by an exception.
 
     Raises:
-        RuntimeError: no database is bound (`bind`), because nothing was started.
+        RuntimeError: no database is bound (`bind`) on this event loop, because nothing was started there.
     """
-    if not _bound:
-        raise RuntimeError("no database is open in this process")
-    async with _bound[-1].transaction() as db:
+    here = asyncio.get_running_loop()
+    database = next((each for loop, each in reversed(_bound) if loop is here), None)
+    if database is None:
+        raise RuntimeError("no database is open on this event loop")
+    async with database.transaction() as db:
         yield db
