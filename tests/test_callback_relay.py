@@ -805,6 +805,7 @@ async def test_tries_are_counted_on_across_a_restart(core: FakeCore, start: Call
     assert [row["attempts"] for row in rows("SELECT attempts FROM callbacks ORDER BY callback_seq")] == [before + 1, 1]
 
 
+@pytest.mark.slow
 async def test_a_process_killed_between_cores_answer_and_its_note_of_it_sends_the_same_event_again(
     core: FakeCore,
     provider: Provider,

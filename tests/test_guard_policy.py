@@ -183,6 +183,7 @@ def test_a_model_that_does_not_count_has_the_hint_counted(rest: httpx.Client, pr
     assert say(rest, OFF_TOPIC)["usage"]["prompt_tokens"] > flagged + 20
 
 
+@pytest.mark.slow
 async def test_a_turn_whose_process_died_keeps_its_labels_and_its_version(
     settings: Settings, provider: Provider, core: FakeCore, rows: Rows
 ) -> None:

@@ -181,6 +181,7 @@ async def test_what_is_broken_is_said_to_be_after_what_came(
     assert answer.body == body
 
 
+@pytest.mark.slow
 async def test_nobody_there_and_no_tls_are_no_connection(peer: Peer) -> None:
     peer.scripts = [[b"no TLS here"]]
     for url in (f"https://127.0.0.1:{peer.port}/", "http://127.0.0.1:1/"):

@@ -258,6 +258,7 @@ async def test_a_turn_whose_owner_s_lease_has_no_row_is_ended_and_its_lane_deliv
     assert {row["status"] for row in rows("SELECT status FROM prompt_turns WHERE turn = 1")} == {"interrupted"}
 
 
+@pytest.mark.slow
 async def test_an_owner_whose_lease_has_no_row_any_more_writes_nothing_and_takes_a_new_one(
     start: Callable[..., Service], provider: Provider, rows: Rows
 ) -> None:

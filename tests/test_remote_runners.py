@@ -209,6 +209,7 @@ async def test_what_passes_in_a_second_is_not_noticed(backend: Backend) -> None:
             assert run.stdout == b"hello\n"
 
 
+@pytest.mark.slow
 async def test_a_service_that_is_down_is_said_to_be_until_it_is_back(backend: Backend) -> None:
     runner, server = backend
     await runner.languages()

@@ -166,6 +166,7 @@ async def test_complaint_24_two_processes_keep_no_socket_no_turn_and_no_key(
             await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM turn_chunks") == [])  # they are swept
 
 
+@pytest.mark.slow
 async def test_a_client_that_reads_nothing_at_all_is_cut_off(
     start: Callable[..., Service], provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,6 +228,7 @@ def test_a_hosted_model_without_a_key_is_told(env: dict[str, str]) -> None:
     assert "TURNSTONE_LLM__API_KEY" in refused("serve", env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", "demo"])
 @pytest.mark.parametrize(
     ("model", "said"),
@@ -354,6 +355,7 @@ def test_doctor_looks_and_changes_nothing(env: dict[str, str], postgres: str) ->
             connection.execute("DROP DATABASE untouched WITH (FORCE)")
 
 
+@pytest.mark.slow
 def test_doctor_finds_the_service_that_has_the_port(env: dict[str, str]) -> None:
     with running(Command("serve", env=env)) as process:
         process.wait_ready()

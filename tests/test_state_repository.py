@@ -378,6 +378,7 @@ def process_settings(settings: Settings, server: RedisServer) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 async def test_turn_goes_on_over_an_outage_of_redis_for_readers_at_both_processes(
     start: Callable[..., Service], settings: Settings, provider: Provider, server: RedisServer, redis: Redis, rows: Rows
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_judge_that_stays_away_leaves_a_gap_and_no_zero(
     everything_once(rows, all_told(core, rows), 2)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated_at_all_is_failed_and_may_be_handed_in_again(
     rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
