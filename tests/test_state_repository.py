@@ -420,7 +420,9 @@ async def test_service_starts_and_answers_while_redis_is_away(start: Callable[..
         assert (await chat.ask("hello", **new_pair())).end["type"] == "done"
 
 
-def test_connections_that_were_reset_while_idle_are_an_absence_on_the_service_s_loop(server: RedisServer) -> None:
+def test_connections_that_were_reset_while_idle_are_an_absence_on_the_service_s_loop(
+    server: RedisServer, redis: Redis
+) -> None:
     """As a firewall does it that forgets them."""
     through: list[asyncio.StreamWriter] = []
 
