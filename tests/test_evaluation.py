@@ -223,13 +223,37 @@ async def test_a_judge_that_is_down_loses_nothing_and_gives_no_zero(
     assert [event["turn_score"] for event in await told(core, "turn_evaluation", 2)] == [80, 80]
 
 
+async def waited_long(rows: Rows) -> None:
+    """The run has been tried, and waited for days; it is due."""
+    past = """
+        UPDATE evaluation_runs SET due_at = now(), wait = wait || '{"since": 0, "cause_since": 0}'
+        WHERE owner IS NULL AND wait IS NOT NULL RETURNING id
+        """
+    await asyncio.to_thread(wait_until, lambda: rows(past), 30)
+
+
+async def test_a_judge_that_rejects_gets_its_hour_however_long_ago_it_was_asked_for(
+    judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    judge.default = JudgeReply(status=400)
+    rows("ALTER TABLE evaluation_runs ALTER COLUMN created_at SET DEFAULT now() - interval '3 days'")
+    await ask(judged, PROMPT)
+    await asyncio.to_thread(wait_until, lambda: runs(rows)[0]["tries"] >= 2, 30)
+    wait = runs(rows)[0]["wait"]
+    assert (wait["reason"], wait["patience_s"]) == ("the judge rejects the request", 3600)
+    judge.default = JudgeReply()
+    rows("UPDATE evaluation_runs SET due_at = now()")
+    await all_done(rows)
+    [event] = await told(core, "turn_evaluation")
+    assert event["turn_score"] == 80
+
+
 async def test_a_judge_away_for_a_day_leaves_the_turn_unscored(
     judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
     judge.default = JudgeReply(status=503)
     await ask(judged, PROMPT)
-    await judge.reaches(1)
-    rows("UPDATE evaluation_runs SET created_at = now() - interval '25 hours', due_at = now()")
+    await waited_long(rows)
     await all_done(rows)
     [event] = await told(core, "turn_evaluation")
     assert (event["turn_score"], event["turn_log"]["reason"]) == (None, "judge unavailable")
@@ -388,7 +412,7 @@ async def test_what_a_run_is_judged_by_may_be_missing_and_the_run_waits(
     rows("UPDATE evaluation_runs SET rubric_hash = %s, due_at = now()", "f" * 64)
     await asyncio.to_thread(wait_until, lambda: runs(rows)[0]["tries"] >= 1)
     assert (runs(rows)[0]["status"], len(judge.calls)) == ("waiting", 0)
-    rows("UPDATE evaluation_runs SET created_at = now() - interval '25 hours', due_at = now()")
+    await waited_long(rows)
     await all_done(rows)
     [event] = await told(core, "turn_evaluation")
     assert (event["turn_score"], event["turn_log"]["reason"]) == (None, "what it is judged by cannot be used")

@@ -15,6 +15,7 @@ from app.application.submissions.grading import grade
 from app.domain.code_runner import (
     CaseVerdict,
     CodeRunner,
+    Ended,
     Isolation,
     Limits,
     RunnerUnavailableError,
@@ -340,6 +341,38 @@ async def test_the_reference_of_another_language_is_named_and_its_failure_is_no_
     outcome = await grade(without_c, problem(references=references), python(ADDS), isolation=isolation)
     assert outcome.accepted
     assert outcome.performance.reason == "there is no toolchain for the reference's c"
+    assert outcome.performance.fault == "runner" and not outcome.is_whole
+
+
+async def test_a_measured_run_that_the_system_lets_fail_is_run_again(runner: CodeRunner, isolation: Isolation) -> None:
+    for given in (b"10 -4\n", b""):  # a test case, and what starting up takes
+        failing = Failing(runner, fails={given: 2}, spares=3)
+        outcome = await grade(failing, problem(), python(ADDS), isolation=isolation)
+        assert outcome.accepted and outcome.is_whole
+        assert outcome.performance.cases == (0, 1, 2), "none is left out"
+        assert len(outcome.performance.runs) == 3 * 2 * 3
+        assert failing.fails == {given: 0}
+
+
+@pytest.mark.parametrize(
+    ("side", "how", "fault"),
+    [
+        ("python", Ended.SE, "runner"),
+        ("c", Ended.SE, "runner"),
+        ("c", Ended.TLE, "runner"),  # the reference is right: this machine is too slow now
+        ("python", Ended.TLE, None),  # a program that is quick enough now and then has nothing to wait for
+    ],
+)
+async def test_a_measurement_that_fails_for_good_says_whose_failure_it_is(
+    runner: CodeRunner, isolation: Isolation, side: str, how: Ended, fault: str | None
+) -> None:
+    given = b"10 -4\n"
+    case = {"name": "1", "input": given.decode(), "output": "6\n"}
+    which = problem(cases=[case], references=[{"language": "c", "source": ADDS_IN_C}])
+    failing = Failing(runner, fails={given: 99}, spares=1, only=side, how=how)
+    outcome = await grade(failing, which, python(ADDS), isolation=isolation)
+    assert outcome.accepted and not outcome.is_whole
+    assert (outcome.performance.ratio, outcome.performance.fault) == (None, fault)
 
 
 # ---------------------------------------------------------------- the comparison itself, by hand

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +23,11 @@ from tests.test_submission_flow import all_told, talked
 from tests.test_submissions import ended, show, taken
 
 Start = Callable[..., Service]
-LONG_AGO = "UPDATE submission_evaluations SET created_at = now() - interval '2 days', due_at = now()"
+WAITED_LONG = """
+    UPDATE submission_evaluations SET due_at = now(), waits = (
+        SELECT jsonb_object_agg(key, value || '{"since": 0, "cause_since": 0}') FROM jsonb_each(waits)
+    ) WHERE owner IS NULL AND status = 'waiting' AND waits ? %s RETURNING id
+    """
 
 
 @pytest.fixture
@@ -50,6 +55,11 @@ def away_for(judge: ScriptedJudge, *kinds: str, times: int = 1_000_000) -> Count
 
     judge.reply = reply
     return failed
+
+
+def waited_long(rows: Rows, node: str) -> None:
+    """The evaluation has been tried, and waited for days for this node and others; it is due."""
+    wait_until(lambda: rows(WAITED_LONG, node), 60)
 
 
 @contextlib.contextmanager
@@ -95,8 +105,8 @@ def test_a_judge_that_stays_away_leaves_a_gap_and_no_zero(
     session_id = talked(rest)
     away_for(judge, "review", "panel")
     taken(rest, session_id, code=RIGHT, submission_id="gap")
-    wait_until(lambda: rows.one("SELECT tries FROM submission_evaluations")["tries"] > 0, 60)
-    rows(LONG_AGO)
+    waited_long(rows, "review")
+    waited_long(rows, "panel")
     scores = ended(rest, "gap")["final_scores"]
     assert (scores["status"], scores["prompt_score"], scores["total_score"]) == ("PENDING_REVIEW", None, None)
     assert scores["correctness_score"] == 100
@@ -120,7 +130,8 @@ def test_what_cannot_be_evaluated_at_all_is_failed_and_may_be_handed_in_again(
     wait_until(lambda: "review" in steps(rows), 60)
     freeze = "UPDATE evaluation_steps SET outcome = jsonb_set(outcome, '{value,policy}', %s) WHERE node = 'freeze'"
     rows(freeze, f'"{"0" * 64}"')
-    rows(LONG_AGO)
+    for node in ("panel", "checks"):
+        waited_long(rows, node)
     body = ended(rest, "broken")
     assert (body["status"], body["final_scores"], body["revision"]) == ("FAILED", None, None)
     events = all_told(core, rows)
@@ -132,3 +143,33 @@ def test_what_cannot_be_evaluated_at_all_is_failed_and_may_be_handed_in_again(
     judge.reply = lambda _: None
     taken(rest, session_id, code=RIGHT, submission_id="instead")
     assert ended(rest, "instead")["final_scores"]["status"] == "SCORED"
+
+
+def test_a_running_time_that_cannot_be_measured_is_waited_for_and_filled_later(
+    start: Start, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    """The reference ran when the problem was accepted; something that it needs is gone from this machine since."""
+    put_problem(rows, **ONE_CASE, references=[{"language": "python", "source": "import gone\n"}])
+    with checked_client(start(judge=judge_settings(judge))) as rest:
+        taken(rest, talked(rest), code=RIGHT, submission_id="slow")
+        wait_until(lambda: show(rest, "slow")["evaluations"][0]["waits_for"], 60)
+        [waits] = show(rest, "slow")["evaluations"][0]["waits_for"]
+        assert (waits["step"], "tests" in steps(rows)) == ("tests", False)
+        assert waits["reason"].endswith("no test case could be run again on both sides")
+        waited_long(rows, "tests")
+        scores = ended(rest, "slow")["final_scores"]
+        assert (scores["status"], scores["correctness_score"]) == ("PENDING_REVIEW", 100)
+        assert scores["components"]["performance"] == {
+            "status": "missing",
+            "score": None,
+            "reason": "running time: no test case could be run again on both sides",
+        }
+        assert show(rest, "slow")["evaluations"][0]["waits_for"] == []
+        assert {row["program"] for row in rows("SELECT program FROM submission_runs")} == {"candidate"}
+        reference = json.dumps([{"language": "python", "source": RIGHT}])
+        rows("UPDATE problem_versions SET content = jsonb_set(content, '{references}', %s)", reference)
+        rest.post("/api/submissions/slow/rerun", json={"person": "Kim", "again": "missing"}).raise_for_status()
+        wait_until(lambda: show(rest, "slow")["revision"] == 2, 60)
+        scores = show(rest, "slow")["final_scores"]
+        assert (scores["status"], scores["components"]["performance"]["status"]) == ("SCORED", "ok")
+        everything_once(rows, all_told(core, rows), 2)

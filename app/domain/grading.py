@@ -71,6 +71,7 @@ class Performance:
         ratio: the candidate's by the reference's, start-up of the language taken off on both sides; ``None`` where
             nothing could be compared.
         reason: why there is no ratio.
+        fault: ours, where it may be found if it is tried again.
         reference_language: of the reference that was run.
         cases: the indices of the test cases that are compared.
         candidate_cpu_ms: for each repetition the sum over those cases.
@@ -83,6 +84,7 @@ class Performance:
 
     ratio: float | None
     reason: str | None = None
+    fault: Fault | None = None
     reference_language: str | None = None
     cases: tuple[int, ...] = ()
     candidate_cpu_ms: tuple[float, ...] = ()
@@ -93,9 +95,9 @@ class Performance:
     runs: tuple[MeasuredRun, ...] = field(default=(), repr=False)
 
     @classmethod
-    def missing(cls, reason: str) -> Performance:
-        """No figure, and why."""
-        return cls(None, reason)
+    def missing(cls, reason: str, *, fault: Fault | None = None) -> Performance:
+        """No figure, why, and whose failure that is."""
+        return cls(None, reason, fault)
 
 
 def compare(
@@ -126,15 +128,14 @@ def compare(
     net = {side: max(median(sums[side]) - len(cases) * median(startups[side]), floor) for side in sums}
     return Performance(
         net["candidate"] / net["reference"],
-        None,
-        reference_language,
-        tuple(cases),
-        sums["candidate"],
-        sums["reference"],
-        tuple(candidate_startup_ms),
-        tuple(reference_startup_ms),
-        floor,
-        tuple(runs),
+        reference_language=reference_language,
+        cases=tuple(cases),
+        candidate_cpu_ms=sums["candidate"],
+        reference_cpu_ms=sums["reference"],
+        candidate_startup_ms=tuple(candidate_startup_ms),
+        reference_startup_ms=tuple(reference_startup_ms),
+        floor_ms=floor,
+        runs=tuple(runs),
     )
 
 
@@ -160,6 +161,13 @@ class GradingOutcome:
     def accepted(self) -> bool:
         """Whether the program is right on every case."""
         return all(case.verdict is CaseVerdict.AC for case in self.cases)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every case has a verdict, and the running time is known where any case passed."""
+        if self.missing is not None:
+            return False
+        return self.performance.ratio is not None or all(case.verdict is not CaseVerdict.AC for case in self.cases)
 
     def cases_passed(self) -> Mapping[CaseGroup, CasesPassed | Unscored]:
         """For each group that there is the weight of what passed; unscored where a case of it is our own failure."""

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Literal
 
+from app.domain.waiting import DAY_S
+
 SubmissionId = str | int
 """As Core has it; 7 and "7" are the same one, and it comes back with its JSON type."""
 
@@ -101,14 +103,14 @@ class PutOff:
         node: which.
         reason: in our words, for the log and for a result that has to do without it in the end.
         after_s: seconds that whoever is away asks for.
-        patience_s: for how long after the evaluation was asked for it is tried.
-        instead: what there is of a value, for a result that has to do without the rest.
+        patience_s: for how long it is tried; see `Wait`.
+        instead: what is made of the node then, where it is not simply missing.
     """
 
     node: Node
     reason: str
     after_s: float | None = None
-    patience_s: float = 86_400.0
+    patience_s: float = DAY_S
     instead: Any = None
 
 

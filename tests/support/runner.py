@@ -28,7 +28,8 @@ from app.domain.code_runner import (
 class Failing:
     """A runner that runs as another does, but lets some runs fail as a broken machine would.
 
-    ``fails`` has how often the run of an input fails, ``missing`` the languages that it has not; after ``lives`` runs
+    ``fails`` has how often the run of an input fails, not counting the first ``spares`` runs of all and those of other
+    languages than ``only``; ``how`` they end then. ``missing`` has the languages that it has not; after ``lives`` runs
     it answers no more.
     """
 
@@ -36,6 +37,9 @@ class Failing:
     fails: dict[bytes, int] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     lives: int | None = None
+    spares: int = 0
+    only: str | None = None
+    how: Ended = Ended.SE
     ran: list[tuple[str, bytes]] = field(default_factory=list)
 
     @property
@@ -64,9 +68,10 @@ class Failing:
             self.ran.append((prepared.language, given))
             if self.lives is not None and len(self.ran) > self.lives:
                 raise RunnerUnavailableError("The runner is gone.", "Start it again.")
-            if self.fails.get(given, 0) > 0:
+            meant = len(self.ran) > self.spares and self.only in (None, prepared.language)
+            if meant and self.fails.get(given, 0) > 0:
                 self.fails[given] -= 1
-                yield replace(execution, how=Ended.SE, cause="the sandbox could not be made", stdout=b"")
+                yield replace(execution, how=self.how, cause="the sandbox could not be made", stdout=b"")
             else:
                 yield execution
 

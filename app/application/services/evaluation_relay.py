@@ -26,6 +26,7 @@ from app.domain.documents import DocumentError
 from app.domain.judging import TurnJudgement
 from app.domain.judging.tasks import Trials
 from app.domain.scoring import Unscored
+from app.domain.waiting import DAY_S, HOUR_S, Wait
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.evaluation_runs import ClaimedRun, EvaluationRuns
@@ -41,10 +42,6 @@ _STOP_WITHIN_S = 5.0
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 300.0
 _JITTER = 1.2
-_GIVE_UP_AFTER_S = 86_400.0
-"""A judge that is away for a day: the turn is unscored, people are asked, and a re-run can be made when it is back."""
-_GIVE_UP_REJECTED_AFTER_S = 3_600.0
-"""A judge that refuses the request itself mostly does so for ever; for an hour it may be a setting somebody mends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +165,19 @@ class EvaluationRelay:
             await self._put_off(run)
 
     async def _judge_or_put_off(self, run: ClaimedRun) -> None:
+        begun = time.monotonic()
         async with get_db_context() as db:
             subject = await read_subject(db, run.id)
         try:
             judgement = await self._ask(subject, run)
         except (ModelError, StartupError, DocumentError) as error:
-            patience_s, reason = _when_to_give_up(error)
             log.warning("judge_cannot_be_asked", run=run.id, reason=_said(error), tries=run.tries + 1)
-            if run.age_s < patience_s:
-                await self._put_off(run, error.retry_after_s if isinstance(error, ModelError) else None)
+            now = run.claimed_at + time.monotonic() - begun
+            wait = Wait.further(run.wait, *_why_and_how_long(error), now)
+            if not wait.is_over(now):
+                await self._put_off(run, wait, error.retry_after_s if isinstance(error, ModelError) else None)
                 return
-            judgement = TurnJudgement(None, {}, Unscored(reason), 0, "", ())
+            judgement = TurnJudgement(None, {}, Unscored(wait.reason), 0, "", ())
         await self._write_down(run, subject, judgement)
 
     async def _ask(self, subject: Subject, run: ClaimedRun) -> TurnJudgement:
@@ -220,7 +219,7 @@ class EvaluationRelay:
         else:
             self._desk.on_told()
 
-    async def _put_off(self, run: ClaimedRun, asked_s: float | None = None) -> None:
+    async def _put_off(self, run: ClaimedRun, wait: Wait | None = None, asked_s: float | None = None) -> None:
         """Try again later, ever later; a judge may say when, within reason."""
         delay_s = min(_FIRST_RETRY_S * 2.0 ** min(run.tries, 30), _LONGEST_RETRY_S)
         if asked_s is not None:
@@ -229,7 +228,7 @@ class EvaluationRelay:
 
         async def postpone() -> None:
             async with get_db_context() as db:
-                await EvaluationRuns(db).postpone(run, delay_s)
+                await EvaluationRuns(db).postpone(run, delay_s, wait)
 
         await when_database_is_there(postpone)
 
@@ -238,10 +237,13 @@ def _said(error: ModelError | StartupError | DocumentError) -> str:
     return f"{error} {error.detail}".strip() if isinstance(error, ModelError) else str(error)
 
 
-def _when_to_give_up(error: ModelError | StartupError | DocumentError) -> tuple[float, str]:
-    """For how many seconds since it was asked for a run is tried, and why it is unscored then."""
+def _why_and_how_long(error: ModelError | StartupError | DocumentError) -> tuple[str, float]:
+    """What a run waits for, and for how many seconds. Then the turn is unscored, and people are asked.
+
+    A judge that refuses the request itself mostly does so for ever; for an hour it may be a setting somebody mends.
+    """
     if isinstance(error, ModelError) and error.code is ErrorCode.LLM_REJECTED:
-        return _GIVE_UP_REJECTED_AFTER_S, "the judge rejects the request"
+        return "the judge rejects the request", HOUR_S
     if isinstance(error, DocumentError):
-        return _GIVE_UP_AFTER_S, "what it is judged by cannot be used"
-    return _GIVE_UP_AFTER_S, "judge unavailable"
+        return "what it is judged by cannot be used", DAY_S
+    return "judge unavailable", DAY_S

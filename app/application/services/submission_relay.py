@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
@@ -23,7 +23,8 @@ from app.application.submissions.progress import Reporter
 from app.application.submissions.work import SubmissionDesk, Work
 from app.core.logging import place_of
 from app.domain.langgraph.submission_graph import build_evaluation_graph
-from app.domain.submission import PutOff
+from app.domain.submission import Node, PutOff
+from app.domain.waiting import Wait
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.submission_claims import (
@@ -147,7 +148,8 @@ class SubmissionRelay:
         if put_off:
             reasons = {each.node.value: each.reason for each in put_off}
             log.info("evaluation_put_off", evaluation=evaluation.id, tries=evaluation.tries + 1, reasons=reasons)
-            await self._put_off(evaluation, put_off)
+            waits = {each.node: work.wait_for(each) for each in put_off}
+            await self._put_off(evaluation, put_off, waits)
 
     async def _begin(self, evaluation: ClaimedEvaluation) -> None:
         async with get_db_context() as db:
@@ -158,7 +160,12 @@ class SubmissionRelay:
         if self._desk.tells_stages:
             self._desk.on_told()
 
-    async def _put_off(self, evaluation: ClaimedEvaluation, put_off: Sequence[PutOff] = ()) -> None:
+    async def _put_off(
+        self,
+        evaluation: ClaimedEvaluation,
+        put_off: Sequence[PutOff] = (),
+        waits: Mapping[Node, Wait] | None = None,
+    ) -> None:
         """Try again later, ever later; who is away may say when, within reason."""
         delay_s = min(_FIRST_RETRY_S * 2.0 ** min(evaluation.tries, 30), _LONGEST_RETRY_S)
         asked_s = max((each.after_s for each in put_off if each.after_s is not None), default=0.0)
@@ -167,6 +174,6 @@ class SubmissionRelay:
 
         async def postpone() -> None:
             async with get_db_context() as db:
-                await SubmissionClaims(db).postpone(evaluation, delay_s)
+                await SubmissionClaims(db).postpone(evaluation, delay_s, waits)
 
         await when_database_is_there(postpone)

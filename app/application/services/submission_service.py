@@ -11,7 +11,8 @@ from app.core.errors import ErrorCode, TurnstoneError
 from app.core.ids import new_submission_id
 from app.domain.code_runner import LANGUAGES
 from app.domain.documents import content_hash
-from app.domain.submission import Node, Progress, SubmissionId, SubmissionNews
+from app.domain.grading import GradingOutcome
+from app.domain.submission import Node, Outcome, Progress, SubmissionId, SubmissionNews
 from app.infrastructure.persistence.models import (
     PromptSession,
     RevisionStatusEnum,
@@ -237,7 +238,7 @@ class SubmissionService:
                 node.value
                 for node in _TAKEN_OVER
                 if order.again == "scores"
-                or (order.again == "missing" and node in steps and steps[node].status != "missing")
+                or (order.again == "missing" and node in steps and _is_whole(node, steps[node]))
             ]
             await submissions.copy_steps(last.id, further.id, kept)
             return await _seen(db, submission)
@@ -262,6 +263,12 @@ class SubmissionService:
             anew = [node.value for node in _AFTER_RELEASE]
             await submissions.release(held.id, person, revision=revision, anew=anew)
             return await _seen(db, submission)
+
+
+def _is_whole(node: Node, outcome: Outcome) -> bool:
+    if outcome.status == "missing":
+        return False
+    return node is not Node.TESTS or GradingOutcome.from_json(outcome.value).is_whole
 
 
 async def _found(db: Transaction, submission_id: str) -> Submission:

@@ -9,6 +9,7 @@ from app.application.submissions.work import Made, Work
 from app.domain.conversation import TurnId
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.submission import Node, Outcome, PutOff
+from app.domain.waiting import DAY_S
 from app.infrastructure.persistence.models import EvaluationRun, PromptRoleEnum, RunStatusEnum, ScoreOverride
 from app.infrastructure.persistence.session import Transaction, get_db_context
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository, RunBasis
@@ -16,7 +17,7 @@ from app.infrastructure.repositories.review_repository import ReviewRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnRepository
 
-_PATIENCE_S = 172_800.0
+_PATIENCE_S = 2 * DAY_S
 """Longer than a judgement is tried for: it ends by itself, with or without a score."""
 
 

@@ -29,6 +29,7 @@ from app.domain.documents import DocumentError
 from app.domain.langgraph.submission_graph import EvaluationGraph
 from app.domain.langgraph.submission_state import EvaluationContext, Outcomes
 from app.domain.submission import CAN_BE_MISSING, Node, Outcome, Progress, PutOff
+from app.domain.waiting import DAY_S, HOUR_S
 from app.infrastructure.analysis.errors import AnalyserUnavailableError
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
@@ -55,8 +56,6 @@ _TIME_BOX_S: Final[Mapping[Node, float]] = {
     Node.PANEL: 1_800.0,
 }
 _USUAL_BOX_S = 60.0
-_HOUR_S = 3_600.0
-_DAY_S = 86_400.0
 
 
 class CannotBeEvaluatedError(Exception):
@@ -77,13 +76,9 @@ async def evaluate(graph: EvaluationGraph, work: Work) -> list[PutOff]:
     """
     async with get_db_context() as db:
         stored = await SubmissionClaims(db).steps(work.evaluation.id)
-    begun = time.monotonic()
 
     async def run(node: Node, came: Outcomes) -> Outcome | PutOff:
-        if node in stored:
-            return stored[node]
-        age_s = work.evaluation.age_s + time.monotonic() - begun
-        return await _Run(work, node, age_s).outcome(came)
+        return stored[node] if node in stored else await _Run(work, node).outcome(came)
 
     async with work.reporter.reporting():
         ended = await graph.ainvoke(EvaluationContext(run))
@@ -93,10 +88,9 @@ async def evaluate(graph: EvaluationGraph, work: Work) -> list[PutOff]:
 class _Run:
     """One node of one evaluation."""
 
-    def __init__(self, work: Work, node: Node, age_s: float) -> None:
+    def __init__(self, work: Work, node: Node) -> None:
         self._work = work
         self._node = node
-        self._age_s = age_s
         self._begun = time.monotonic()
         self._started_at = datetime.now(UTC)
 
@@ -105,11 +99,11 @@ class _Run:
         self._work.reporter.note(Progress.at(self._node))
         made = await self._made(came)
         if isinstance(made, PutOff):
-            if self._age_s < made.patience_s:
+            if not self._work.wait_for(made).is_over(self._work.now):
                 return made
             if self._node not in CAN_BE_MISSING:
                 raise CannotBeEvaluatedError(self._node, made.reason)
-            made = Made(Outcome.missing(made.reason, made.instead), given_up(self._work, self._node, made.reason))
+            made = made.instead or Made(Outcome.missing(made.reason), given_up(self._work, self._node, made.reason))
         elapsed = time.monotonic() - self._begun
         cost = replace(made.outcome.cost, ms=round(elapsed * 1000))
         made = replace(made, outcome=replace(made.outcome, cost=cost))
@@ -160,7 +154,7 @@ def _why(node: Node, error: Exception) -> PutOff | None:
     put_off: PutOff | None = None
     match error:
         case ModelError(code=ErrorCode.LLM_REJECTED):
-            put_off = PutOff(node, "the judge rejects the request", error.retry_after_s, _HOUR_S)
+            put_off = PutOff(node, "the judge rejects the request", error.retry_after_s, HOUR_S)
         case ModelError():
             put_off = PutOff(node, "judge unavailable", error.retry_after_s)
         case StartupError():
@@ -173,7 +167,7 @@ def _why(node: Node, error: Exception) -> PutOff | None:
             put_off = PutOff(node, "the analyser is unavailable")
         case TimeoutError():
             # What has to be done has only the database to wait for.
-            put_off = PutOff(node, "it took too long", patience_s=_DAY_S if node in CAN_BE_MISSING else math.inf)
+            put_off = PutOff(node, "it took too long", patience_s=DAY_S if node in CAN_BE_MISSING else math.inf)
         case _ if isinstance(error, DATABASE_DOWN):
             put_off = PutOff(node, "the database is away", patience_s=math.inf)
         case _:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from app.application.submissions.measuring import measure
-from app.application.submissions.running import gather_all, run_all
+from app.application.submissions.running import TRIES, gather_all, run_all
 from app.application.submissions.verdicts import CaseOutcome, CheckerBrokenError, Verdicts, open_verdicts
 from app.domain.code_runner import (
     CaseVerdict,
@@ -31,8 +31,6 @@ from app.domain.problem_parts import TestCase
 Progress = Callable[[int, int], None]
 """Is told how many test cases are done, and of how many."""
 
-TRIES = 3
-"""Of a run that the system itself lets fail."""
 _BATCH = 16
 """Test cases that are run before their outputs are checked: as many outputs are held at once."""
 

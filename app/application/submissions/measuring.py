@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from app.application.submissions.running import run_all
+from app.application.submissions.running import run_until_told
 from app.domain.code_runner import (
     CaseVerdict,
     CodeRunner,
@@ -94,10 +94,12 @@ async def measure(
             inputs = {index: problem.cases[index].input.encode() for index in cases}
             runs, startups = await _take_turns(runner, sides, inputs, repetitions)
     except _CannotBeMeasuredError as error:
-        return Performance.missing(str(error))
+        return Performance.missing(str(error), fault="runner")
     kept = _finished_everywhere(runs)
     if not kept or not all(startups.values()):
-        return Performance.missing("no test case could be run again on both sides")
+        by_us = not all(startups.values()) or any(_is_our_failure(run, execution) for run, execution in runs)
+        why = "no test case could be run again on both sides"
+        return Performance.missing(why, fault="runner" if by_us else None)
     return compare(
         kept,
         reference_language=reference.language,
@@ -139,13 +141,13 @@ async def _take_turns(
     startups: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(1, repetitions + 1):
         for name, side in sides.items():
-            executions = await run_all(runner, side.program, list(inputs.values()), side.limits)
+            executions = await run_until_told(runner, side.program, list(inputs.values()), side.limits)
             runs += [
                 (_measured(name, repetition, index, execution), execution)
                 for index, execution in zip(inputs, executions, strict=True)
             ]
         for name, side in sides.items():
-            begun = await run_all(runner, side.empty, [b""] * _STARTUPS, side.limits)
+            begun = await run_until_told(runner, side.empty, [b""] * _STARTUPS, side.limits)
             startups[name] += [execution.cpu_ms for execution in begun if execution.how is Ended.FINISHED]
     return runs, startups
 
@@ -153,6 +155,11 @@ async def _take_turns(
 def _measured(name: str, repetition: int, index: int, execution: Execution) -> MeasuredRun:
     side = "candidate" if name == "candidate" else "reference"
     return MeasuredRun(side, repetition, index, execution.cpu_ms, execution.wall_ms, execution.memory_kb)  # type: ignore[arg-type]  # one of the two
+
+
+def _is_our_failure(run: MeasuredRun, execution: Execution) -> bool:
+    """A program that passed may end otherwise this time, and that is its own matter; the reference may not."""
+    return execution.how is Ended.SE or (run.program == "reference" and execution.how is not Ended.FINISHED)
 
 
 def _finished_everywhere(runs: _Runs) -> list[MeasuredRun]:

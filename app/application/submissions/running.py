@@ -6,8 +6,18 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from app.domain.code_runner import CodeRunner, Execution, Limits, PreparedProgram, ProgramInput, RunnerUnavailableError
+from app.domain.code_runner import (
+    CodeRunner,
+    Ended,
+    Execution,
+    Limits,
+    PreparedProgram,
+    ProgramInput,
+    RunnerUnavailableError,
+)
 
+TRIES = 3
+"""Of a run that the system itself lets fail."""
 _Value = TypeVar("_Value")
 
 
@@ -22,6 +32,25 @@ async def run_all(
     executions = [execution async for execution in runner.run(prepared, inputs, limits)]
     if len(executions) != len(inputs):
         raise RunnerUnavailableError(f"The runner answered {len(executions)} of {len(inputs)} runs.")
+    return executions
+
+
+async def run_until_told(
+    runner: CodeRunner, prepared: PreparedProgram, inputs: Sequence[bytes | ProgramInput], limits: Limits
+) -> list[Execution]:
+    """All runs, in order; what the system itself lets fail is run again, `TRIES` times in all.
+
+    Raises:
+        RunnerUnavailableError: as `run_all`.
+    """
+    executions = await run_all(runner, prepared, inputs, limits)
+    for _ in range(TRIES - 1):
+        failed = [place for place, execution in enumerate(executions) if execution.how is Ended.SE]
+        if not failed:
+            break
+        again = await run_all(runner, prepared, [inputs[place] for place in failed], limits)
+        for place, execution in zip(failed, again, strict=True):
+            executions[place] = execution
     return executions
 
 

@@ -8,13 +8,11 @@ from app.domain.code_runner import SourceProgram
 from app.domain.grading import GradingOutcome
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.submission import Node, Outcome, Progress, PutOff
+from app.domain.waiting import HOUR_S
 from app.infrastructure.persistence.session import Transaction, get_db_context
 from app.infrastructure.repositories.problem_repository import ProblemRepository
 from app.infrastructure.repositories.submission_claims import CaseRun, SubmissionClaims
 from app.infrastructure.repositories.submission_repository import SubmissionRepository
-
-_PATIENCE_S = 3_600.0
-"""For single cases that the runner lets fail again and again: an hour is enough to mend a machine."""
 
 
 async def run_tests(work: Work, came: Outcomes) -> Made | PutOff:
@@ -45,12 +43,17 @@ async def run_tests(work: Work, came: Outcomes) -> Made | PutOff:
     async def keep_runs(db: Transaction) -> None:
         await SubmissionClaims(db).keep_case_runs(evaluation, _runs(graded))
 
-    if graded.missing is None:
+    if graded.missing is not None:
+        outcome = Outcome.missing(graded.missing, value)
+    else:
         versions = {"isolation": value["isolation"]["backend"], "level": value["isolation"]["level"]}
-        return Made(Outcome("ok", value, versions=versions), keep_runs)
-    if any(case.fault == "runner" for case in graded.cases):
-        return PutOff(Node.TESTS, graded.missing, patience_s=_PATIENCE_S, instead=value)
-    return Made(Outcome.missing(graded.missing, value), keep_runs)
+        outcome = Outcome("ok", value, versions=versions)
+    made = Made(outcome, keep_runs)
+    if graded.performance.fault == "runner" or any(case.fault == "runner" for case in graded.cases):
+        # An hour is enough to mend a machine; then what is known counts.
+        why = graded.missing or f"the running time could not be measured: {graded.performance.reason}"
+        return PutOff(Node.TESTS, why, patience_s=HOUR_S, instead=made)
+    return made
 
 
 def _runs(graded: GradingOutcome) -> list[CaseRun]:

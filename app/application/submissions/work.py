@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -15,6 +15,7 @@ from app.domain.code_runner import CodeRunner, Isolation, RunnerUnavailableError
 from app.domain.judging.tasks import Trials
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.submission import Outcome, PutOff
+from app.domain.waiting import Wait
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import Transaction
 from app.infrastructure.repositories.submission_claims import ClaimedEvaluation
@@ -95,6 +96,17 @@ class Work:
     evaluation: ClaimedEvaluation
     desk: SubmissionDesk
     reporter: Reporter
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def now(self) -> float:
+        """Seconds of the epoch, by the database's clock."""
+        return self.evaluation.claimed_at + time.monotonic() - self.begun
+
+    def wait_for(self, put_off: PutOff) -> Wait:
+        """How long the node has waited, this try counted."""
+        before = self.evaluation.waits.get(put_off.node)
+        return Wait.further(before, put_off.reason, put_off.patience_s, self.now)
 
 
 async def nothing_else(_db: Transaction) -> None:

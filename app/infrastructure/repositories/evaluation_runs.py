@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from app.domain.conversation import Usage
+from app.domain.waiting import Wait
 from app.infrastructure.persistence.session import Transaction
 
 # Committed without waiting for the disk: a claim that is lost in the database's crash leaves the run free, as it was.
@@ -39,13 +40,14 @@ _claim = """
         SELECT id FROM workers WHERE id = %(worker)s AND fenced_at IS NULL AND EXISTS (SELECT 1 FROM due) FOR SHARE
     )
     UPDATE evaluation_runs AS run SET owner = me.id FROM due, me WHERE run.id = due.id
-    RETURNING run.id, run.session_id, run.turn, run.tries, run.created_at,
-              extract(epoch FROM now() - run.created_at)::float8 AS age_s,
+    RETURNING run.id, run.session_id, run.turn, run.tries, run.created_at, run.wait,
+              extract(epoch FROM now())::float8 AS claimed_at,
               set_config('synchronous_commit', 'off', true)
     """
 _postpone = """
     UPDATE evaluation_runs
-    SET owner = NULL, tries = tries + 1, due_at = now() + make_interval(secs => %(delay_s)s)
+    SET owner = NULL, tries = tries + 1, due_at = now() + make_interval(secs => %(delay_s)s),
+        wait = coalesce(%(wait)s::jsonb, wait)
     WHERE id = %(run_id)s AND owner = %(worker)s AND status = 'waiting'
     """
 _release_forgotten = """
@@ -133,9 +135,10 @@ _to_ledger = """
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """A judgement that is ours to make for now, under the id of ``worker``; ``age_s`` is since it was asked for.
+    """A judgement that is ours to make for now, under the id of ``worker``.
 
-    ``turn`` is ``None`` where it judges a submission.
+    ``turn`` is ``None`` where it judges a submission. ``wait`` is what the last try had to wait for; ``claimed_at`` is
+    in seconds of the epoch, by the database's clock.
     """
 
     id: int
@@ -143,8 +146,9 @@ class ClaimedRun:
     turn: int | None
     tries: int
     created_at: datetime
-    age_s: float
     worker: int
+    claimed_at: float
+    wait: Wait | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,12 +230,26 @@ class EvaluationRuns:
             _claim, {"worker": worker, "room": room, "batch": batch, "without": list(without), "only": only}
         )
         return [
-            ClaimedRun(row.id, row.session_id, row.turn, row.tries, row.created_at, row.age_s, worker) for row in rows
+            ClaimedRun(
+                row.id,
+                row.session_id,
+                row.turn,
+                row.tries,
+                row.created_at,
+                worker,
+                row.claimed_at,
+                None if row.wait is None else Wait.from_json(row.wait),
+            )
+            for row in rows
         ]
 
-    async def postpone(self, run: ClaimedRun, delay_s: float) -> None:
-        """End the claim; the run is due again after the delay. Does nothing where the claim is not ours any more."""
-        await self._db.run(_postpone, {"run_id": run.id, "worker": run.worker, "delay_s": delay_s})
+    async def postpone(self, run: ClaimedRun, delay_s: float, wait: Wait | None = None) -> None:
+        """End the claim; the run is due again after the delay. Does nothing where the claim is not ours any more.
+
+        Where no ``wait`` is given it waits for what it waited for before.
+        """
+        said = None if wait is None else json.dumps(wait.to_json(), ensure_ascii=False)
+        await self._db.run(_postpone, {"run_id": run.id, "worker": run.worker, "delay_s": delay_s, "wait": said})
 
     async def release_forgotten(self, worker: int, run_ids: Collection[int]) -> int:
         """End the worker's claims on all other runs than these; returns how many."""

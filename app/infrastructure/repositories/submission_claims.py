@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from app.domain.submission import Node, Outcome, Progress, SubmissionId, SubmissionNews
+from app.domain.waiting import Wait
 from app.infrastructure.persistence.bell import SUBMISSIONS
 from app.infrastructure.persistence.session import Transaction
 from app.infrastructure.repositories.evaluation_repository import RunBasis
@@ -27,8 +28,7 @@ _claim = """
         RETURNING evaluation.*
     )
     SELECT claimed.id, claimed.submission_id, claimed.revision, claimed.cause, claimed.tries, claimed.basis,
-           extract(epoch FROM now())::float8
-               - coalesce((claimed.basis ->> 'released_at')::float8, extract(epoch FROM claimed.created_at)) AS age_s,
+           claimed.waits, extract(epoch FROM now())::float8 AS claimed_at,
            submission.session_id, submission.client_id, submission.client_id_is_int,
            session.exam_id, session.participant_id, session.spec_id,
            set_config('synchronous_commit', 'off', true)
@@ -38,7 +38,8 @@ _claim = """
     """
 _postpone = """
     UPDATE submission_evaluations
-    SET owner = NULL, tries = tries + 1, due_at = now() + make_interval(secs => %(delay_s)s)
+    SET owner = NULL, tries = tries + 1, due_at = now() + make_interval(secs => %(delay_s)s),
+        waits = coalesce(%(waits)s::jsonb, waits)
     WHERE id = %(evaluation_id)s AND owner = %(worker)s AND status = 'waiting'
     """
 _release_forgotten = """
@@ -77,7 +78,7 @@ _note_progress = """
 _tell = "SELECT pg_notify(%(channel)s, %(news)s)"
 _end = """
     UPDATE submission_evaluations
-    SET status = %(status)s::text, published = %(published)s, owner = NULL,
+    SET status = %(status)s::text, published = %(published)s, owner = NULL, waits = '{}',
         result = coalesce(%(result)s::jsonb, result),
         ended_at = CASE WHEN %(status)s::text = 'done' THEN now() END
     WHERE id = %(evaluation_id)s AND owner = %(worker)s AND status = 'waiting'
@@ -88,6 +89,10 @@ _end_submission = """
     UPDATE submissions SET status = %(status)s::text, progress = %(progress)s::jsonb,
         ended_at = CASE WHEN %(status)s::text IN ('DONE', 'FAILED') THEN coalesce(ended_at, now()) END
     WHERE id = %(submission_id)s AND status <> 'DONE' RETURNING id
+    """
+_told_before = """
+    SELECT max(revision) AS revision FROM submission_evaluations
+    WHERE submission_id = %(submission_id)s AND published AND id <> %(evaluation_id)s
     """
 _keep_scores = """
     INSERT INTO scores (evaluation_id, submission_id, revision, status, prompt_score, correctness_score,
@@ -104,7 +109,7 @@ _open_run = """
     FROM submission_evaluations AS mine
     WHERE mine.id = %(evaluation_id)s AND mine.owner = %(worker)s AND mine.status = 'waiting'
     ON CONFLICT (evaluation_id, cause) DO UPDATE SET owner = EXCLUDED.owner WHERE evaluation_runs.status = 'waiting'
-    RETURNING id, tries, created_at, extract(epoch FROM now() - created_at)::float8 AS age_s
+    RETURNING id, tries, created_at, extract(epoch FROM now())::float8 AS claimed_at
     """
 _run_key = "SELECT id FROM evaluation_runs WHERE evaluation_id = %(evaluation_id)s AND cause = %(cause)s"
 _keep_case_runs = """
@@ -127,8 +132,8 @@ class EvaluationNotOursError(Exception):
 class ClaimedEvaluation:
     """An evaluation that is ours to make for now, under the id of ``worker``, with whose it is.
 
-    ``age_s`` is since it was asked for, or since a person has released it; ``basis`` what it is to be made by in the
-    place of the exam's settings.
+    ``basis`` is what it is to be made by in the place of the exam's settings; ``waits`` what its nodes had to wait for
+    when it was last tried; ``claimed_at`` in seconds of the epoch, by the database's clock.
     """
 
     id: int
@@ -142,7 +147,8 @@ class ClaimedEvaluation:
     cause: str
     basis: Mapping[str, Any]
     tries: int
-    age_s: float
+    waits: Mapping[Node, Wait]
+    claimed_at: float
     worker: int
 
     @property
@@ -208,15 +214,22 @@ class SubmissionClaims:
                 cause=row.cause,
                 basis=row.basis,
                 tries=row.tries,
-                age_s=row.age_s,
+                waits={Node(node): Wait.from_json(wait) for node, wait in row.waits.items()},
+                claimed_at=row.claimed_at,
                 worker=worker,
             )
             for row in await self._db.run(_claim, {"worker": worker, "room": room})
         ]
 
-    async def postpone(self, evaluation: ClaimedEvaluation, delay_s: float) -> None:
-        """End the claim; it is due again after the delay. Does nothing where the claim is not ours any more."""
-        await self._db.run(_postpone, {**_key(evaluation), "delay_s": delay_s})
+    async def postpone(
+        self, evaluation: ClaimedEvaluation, delay_s: float, waits: Mapping[Node, Wait] | None = None
+    ) -> None:
+        """End the claim; it is due again after the delay. Does nothing where the claim is not ours any more.
+
+        Where no ``waits`` are given it waits for what it waited for before.
+        """
+        said = None if waits is None else _json({node.value: wait.to_json() for node, wait in waits.items()})
+        await self._db.run(_postpone, {**_key(evaluation), "delay_s": delay_s, "waits": said})
 
     async def release_forgotten(self, worker: int, evaluation_ids: Collection[int]) -> int:
         """End the worker's claims on all other evaluations than these; returns how many."""
@@ -268,6 +281,12 @@ class SubmissionClaims:
         if not await self._db.run(_end, {**_key(evaluation), **values}):
             raise EvaluationNotOursError
 
+    async def told_before(self, evaluation: ClaimedEvaluation) -> int | None:
+        """The highest revision of the submission that Core has been told of besides; ``None`` where it knows none."""
+        values = {"submission_id": evaluation.submission_id, "evaluation_id": evaluation.id}
+        [row] = await self._db.run(_told_before, values)
+        return None if row.revision is None else int(row.revision)
+
     async def end_submission(self, evaluation: ClaimedEvaluation, status: str, progress: Progress) -> bool:
         """Set where the submission stands; ``False`` where it is done already, which it stays."""
         values = {"submission_id": evaluation.submission_id, "status": status}
@@ -304,7 +323,9 @@ class SubmissionClaims:
         if not rows:
             raise EvaluationNotOursError
         [row] = rows
-        return ClaimedRun(row.id, evaluation.session_id, None, row.tries, row.created_at, row.age_s, evaluation.worker)
+        return ClaimedRun(
+            row.id, evaluation.session_id, None, row.tries, row.created_at, evaluation.worker, row.claimed_at
+        )
 
     async def run_key(self, evaluation_id: int, cause: str) -> int | None:
         """The key of the evaluation's run of that cause."""

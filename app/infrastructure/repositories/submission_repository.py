@@ -45,9 +45,7 @@ _copy_steps = """
 _release = """
     UPDATE submission_evaluations
     SET status = 'waiting', due_at = now(), tries = 0, revision = %(revision)s,
-        basis = basis || jsonb_build_object(
-            'released_by', %(person)s::jsonb, 'released_at', extract(epoch FROM now())
-        )
+        basis = basis || jsonb_build_object('released_by', %(person)s::jsonb)
     WHERE id = %(evaluation_id)s AND status = 'held'
     """
 _forget_steps = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,6 +88,14 @@ class ProgressBody(BaseModel):
         return cls(**progress.to_json())
 
 
+class WaitBody(BaseModel):
+    """What a step has to wait for, and since when."""
+
+    step: str
+    reason: str
+    since: datetime
+
+
 class SubmissionEvaluationBody(BaseModel):
     """One evaluation. ``published``: Core was told of it; ``held``: a person has to release it."""
 
@@ -97,6 +105,7 @@ class SubmissionEvaluationBody(BaseModel):
     asked_by: str | None
     published: bool
     tries: int
+    waits_for: list[WaitBody]
     created_at: datetime
     ended_at: datetime | None
 
@@ -110,6 +119,10 @@ class SubmissionEvaluationBody(BaseModel):
             asked_by=evaluation.asked_by,
             published=evaluation.published,
             tries=evaluation.tries,
+            waits_for=[
+                WaitBody(step=step, reason=wait["reason"], since=datetime.fromtimestamp(wait["since"], UTC))
+                for step, wait in evaluation.waits.items()
+            ],
             created_at=evaluation.created_at,
             ended_at=evaluation.ended_at,
         )

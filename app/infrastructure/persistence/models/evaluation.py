@@ -33,8 +33,8 @@ class EvaluationRun(Base):
     turn; whoever evaluates the submission makes that. A later judgement of the same turn is another row with a higher
     ``revision``. ``owner`` is the worker that has claimed it; the claim ends with the worker's lease. What it is judged
     by is fixed when it is recorded: documents by hash, ``settings`` with the number of samples and the judge's model.
-    ``result`` holds what came out of it. ``batch`` names those that were asked for together; they have become known
-    (``published``) once somebody said so.
+    ``wait`` is what it has to wait for (`Wait`); ``result`` holds what came out of it. ``batch`` names those that were
+    asked for together; they have become known (``published``) once somebody said so.
     """
 
     __tablename__ = "evaluation_runs"
@@ -57,6 +57,7 @@ class EvaluationRun(Base):
     due_at: Mapped[Moment]
     owner: Mapped[int | None] = mapped_column(BigInteger)
     tries: Mapped[int] = mapped_column(server_default="0")
+    wait: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     created_at: Mapped[Moment]
     ended_at: Mapped[MaybeMoment]
 

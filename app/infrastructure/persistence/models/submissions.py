@@ -62,7 +62,8 @@ class SubmissionEvaluation(Base):
 
     A later one of the same submission has a higher ``revision``. ``owner`` is the worker that has claimed it; the claim
     ends with the worker's lease. ``basis`` is what it is to be made by, where that differs from the exam's settings.
-    ``result`` is what Core is told; ``published`` once it was.
+    ``waits`` has for each node that has to wait what for (`Wait`). ``result`` is what Core is told; ``published`` once
+    it was.
     """
 
     __tablename__ = "submission_evaluations"
@@ -79,6 +80,7 @@ class SubmissionEvaluation(Base):
     due_at: Mapped[Moment]
     owner: Mapped[int | None] = mapped_column(BigInteger)
     tries: Mapped[int] = mapped_column(server_default="0")
+    waits: Mapped[Json]
     created_at: Mapped[Moment]
     ended_at: Mapped[MaybeMoment]
 
