@@ -135,9 +135,19 @@ def test_a_zero_that_was_earned_stays_one() -> None:
     assert sent(final(final_scores=scores)).body["score"]["correctnessScore"] == 0
 
 
+@pytest.mark.parametrize("later", [{"revision": 2, "previous_revision": 1}, {"revision": 2, "previous_revision": 3}])
+def test_a_further_revision_of_a_result_is_not_sent(later: dict[str, int]) -> None:
+    assert isinstance(PROFILES["vibecode"].request_for(final(**later)), Skipped)
+
+
+def test_the_first_result_that_is_told_is_sent_whatever_its_revision() -> None:
+    assert sent(final(revision=2, previous_revision=None)).body["status"] == "DONE"
+
+
 @pytest.mark.parametrize("revision", [2, 3])
-def test_a_later_revision_of_a_result_is_not_sent(revision: int) -> None:
+def test_an_event_from_before_it_said_what_was_told_goes_by_its_revision(revision: int) -> None:
     assert isinstance(PROFILES["vibecode"].request_for(final(revision=revision)), Skipped)
+    assert sent(final(revision=1)).body["status"] == "DONE"
 
 
 @pytest.mark.parametrize("submission_id", ["", "s-1", "1/../2", "-1", 0, "٣", "9" * 19, "9" * 400, 2**63])

@@ -366,11 +366,18 @@ def once(settings: Settings, core: FakeCore, database: Database) -> CallbackSett
     return change(settings, callbacks=changed).callbacks
 
 
-async def record_result(*, revision: int = 1, submission_id: int = 88001) -> int:
+async def record_result(*, revision: int = 1, previous: int | None = None, submission_id: int = 88001) -> int:
     async with get_db_context() as db:
         session = await SessionRepository(db).create_session(**new_pair())
         await CallbackService(db).send_final_scores(
-            session.id, session.exam_id, session.participant_id, submission_id, SCORES, {}, revision=revision
+            session.id,
+            session.exam_id,
+            session.participant_id,
+            submission_id,
+            SCORES,
+            {},
+            revision=revision,
+            previous_revision=previous,
         )
         return session.id
 
@@ -476,7 +483,7 @@ async def test_a_delivered_result_cannot_be_replayed(once: CallbackSettings, cor
 
 
 async def test_a_later_revision_is_recorded_and_not_sent(once: CallbackSettings, core: FakeCore, rows: Rows) -> None:
-    await record_result(revision=2)
+    await record_result(revision=2, previous=1)
     async with Relaying(once):
         state = await ended(rows)
     assert state["status"] == "delivered"

@@ -87,7 +87,8 @@ def _result(event: Event) -> CoreRequest | Skipped:
     submission_id = _number(event["submission_id"])
     if submission_id is None:
         return Skipped(_NO_NUMBER)
-    if event["revision"] != 1:
+    # Events from before this field existed were told under revision 1 first.
+    if event.get("previous_revision", 1 if event["revision"] > 1 else None) is not None:
         return Skipped("Core takes one result for each submission, and had the first one")
     cases = [_case(case) for case in event["final_scores"].get("test_cases") or ()]
     score = _score(event)

@@ -133,8 +133,9 @@ class CallbackService:
         turn_scores: dict[str, Any],
         *,
         revision: int = 1,
+        previous_revision: int | None = None,
     ) -> None:
-        """The scores of a submission."""
+        """The scores of a submission; ``previous_revision`` is the highest one that was told before."""
         await self._record(
             session_id,
             "final_scores",
@@ -145,6 +146,7 @@ class CallbackService:
                 "final_scores": final_scores,
                 "turn_scores": turn_scores,
                 "revision": revision,
+                "previous_revision": previous_revision,
             },
         )
 

@@ -73,6 +73,7 @@ async def _tell(db: Transaction, work: Work, came: Outcomes) -> None:
         result["final_scores"],
         result["turn_scores"],
         revision=evaluation.revision,
+        previous_revision=await claims.told_before(evaluation),
     )
     if await claims.end_submission(evaluation, "DONE", DONE):
         await claims.tell(evaluation.news("DONE", DONE))

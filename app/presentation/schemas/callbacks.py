@@ -107,6 +107,9 @@ class FinalScoresCallback(_Event):
     final_scores: FinalScores
     turn_scores: TurnScores
     revision: Revision
+    previous_revision: Revision | None = Field(
+        description="the highest one of this submission that was told before; null where this is the first"
+    )
 
 
 class SubmissionStatusCallback(_Event):
