@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
-from dataclasses import replace
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from app.domain.code_runner import (
     CaseVerdict,
     CodeRunner,
     Ended,
+    Execution,
     Isolation,
     Limits,
+    PreparedProgram,
+    ProgramInput,
     RunnerUnavailableError,
     SourceProgram,
 )
@@ -223,10 +227,10 @@ sys.exit(42 if sorted(said) == given else 43)
 """
 
 
-def with_checker(source: str = ANY_ORDER, language: str = "python") -> Problem:
+def with_checker(source: str = ANY_ORDER, language: str = "python", **more: Any) -> Problem:
     checker = {"kind": "program", "program": {"language": language, "source": source}, "arguments": ["--strict"]}
     cases = [{"name": f"{n}", "input": f"{n} 2\n", "output": ""} for n in (3, 1)]
-    return problem(checker=checker, cases=cases)
+    return problem(checker=checker, cases=cases, **more)
 
 
 async def test_a_checker_program_accepts_and_refuses(runner: CodeRunner, isolation: Isolation) -> None:
@@ -304,17 +308,72 @@ async def test_running_time_is_measured_in_turns_beside_the_reference(runner: Co
     assert GradingOutcome.from_json(json.loads(json.dumps(slower.to_json()))) == slower
 
 
-async def test_the_heaviest_cases_are_compared_as_far_as_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_cases_that_the_reference_finds_heavy_are_compared_as_far_as_there_is_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     spent = [(300, 310), (900, 950), (20, 30_000), (600, 650)]
-    results = [
+    passed = [
         CaseResult(at, f"{at}", CaseGroup.PRIVATE, 1, CaseVerdict.AC, "", cpu_ms=cpu, wall_ms=wall)
         for at, (cpu, wall) in enumerate(spent)
     ]
-    assert measuring.worth_comparing(results) == [0, 1, 3]
+    assert measuring.heaviest(passed, {0: 30, 1: 90, 2: 2, 3: 60}) == [0, 1, 3]
     monkeypatch.setattr(measuring, "LONGEST_PASS_S", 0.1)
-    assert measuring.worth_comparing(results) == [1], "one always"
-    failed = replace(results[1], verdict=CaseVerdict.TLE)
-    assert measuring.worth_comparing([failed]) == []
+    assert measuring.heaviest(passed, {0: 30, 1: 90, 2: 2, 3: 60}) == [1], "one always"
+    assert measuring.heaviest(passed, {0: 91, 1: 90, 2: 2, 3: 60}) == [0]
+
+
+WASTEFUL = """
+import time
+n = int(input())
+begun = time.process_time()
+while n < 1000 and time.process_time() < begun + 0.3:
+    pass
+total = 0
+for k in range(n * 3):
+    total ^= k
+print("done")
+"""
+
+
+async def test_a_program_cannot_choose_what_it_is_compared_by(
+    runner: CodeRunner, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It spends its time where nothing is to be done, so that the heavy case would find no room."""
+    monkeypatch.setattr(measuring, "LONGEST_PASS_S", 0.4)
+    cases = [{"name": f"{n}", "input": f"{n}\n", "output": "done\n"} for n in (1, 2, 700_000)]
+    which = problem(cases=cases, references=[{"language": "python", "source": COUNTS.format(times=1)}])
+    outcome = await grade(runner, which, python(WASTEFUL), isolation=isolation)
+    assert outcome.performance.cases[-1] == 2
+    assert outcome.performance.ratio is not None and outcome.performance.ratio > 1.8
+
+
+@pytest.mark.slow
+async def test_a_program_that_is_right_only_while_it_is_graded_has_no_running_time(
+    runner: CodeRunner, isolation: Isolation
+) -> None:
+    until = time.time() + 5
+    source = f"import time\nif time.time() > {until}:\n    raise SystemExit(print(0))\n" + ADDS
+
+    class Later(Failing):
+        async def run(
+            self, prepared: PreparedProgram, inputs: Sequence[bytes | ProgramInput], limits: Limits
+        ) -> AsyncIterator[Execution]:
+            if self.ran:
+                await asyncio.sleep(max(until - time.time(), 0) + 0.1)
+            async for execution in super().run(prepared, inputs, limits):
+                yield execution
+
+    outcome = await grade(Later(runner), problem(), python(source), isolation=isolation)
+    assert outcome.accepted and not outcome.is_whole
+    assert (outcome.performance.ratio, outcome.performance.fault) == (None, None)
+    assert (outcome.performance.reason or "").startswith("test case 0 was passed, and was WA when it was run again")
+
+
+async def test_another_right_answer_each_time_is_right_each_time(runner: CodeRunner, isolation: Isolation) -> None:
+    source = "import random\nfound = input().split()\nrandom.shuffle(found)\nprint(*found)\n"
+    which = with_checker(references=[{"language": "python", "source": source}])
+    outcome = await grade(runner, which, python(source), isolation=isolation)
+    assert outcome.is_whole
 
 
 async def test_only_passed_cases_are_compared_and_nothing_where_none_passed(
@@ -360,7 +419,7 @@ async def test_a_measured_run_that_the_system_lets_fail_is_run_again(runner: Cod
         ("python", Ended.SE, "runner"),
         ("c", Ended.SE, "runner"),
         ("c", Ended.TLE, "runner"),  # the reference is right: this machine is too slow now
-        ("python", Ended.TLE, None),  # a program that is quick enough now and then has nothing to wait for
+        ("python", Ended.RE, None),  # a program that fails now and then has nothing to wait for
     ],
 )
 async def test_a_measurement_that_fails_for_good_says_whose_failure_it_is(
@@ -373,6 +432,19 @@ async def test_a_measurement_that_fails_for_good_says_whose_failure_it_is(
     outcome = await grade(failing, which, python(ADDS), isolation=isolation)
     assert outcome.accepted and not outcome.is_whole
     assert (outcome.performance.ratio, outcome.performance.fault) == (None, fault)
+
+
+async def test_a_measured_run_that_runs_out_of_time_is_no_quicker_than_the_limit(
+    runner: CodeRunner, isolation: Isolation
+) -> None:
+    """However little CPU it has used: it may have slept."""
+    given = b"10 -4\n"
+    case = {"name": "1", "input": given.decode(), "output": "6\n"}
+    which = problem(cases=[case], references=[{"language": "c", "source": ADDS_IN_C}])
+    failing = Failing(runner, fails={given: 99}, spares=1, only="python", how=Ended.TLE)
+    outcome = await grade(failing, which, python(ADDS), isolation=isolation)
+    assert outcome.is_whole
+    assert min(outcome.performance.candidate_cpu_ms) >= 1000 * which.limits.of("python").cpu_s
 
 
 # ---------------------------------------------------------------- the comparison itself, by hand

@@ -7,11 +7,13 @@ language, whose start-up is then taken off. What is compared is in :func:`app.do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from app.application.submissions.running import run_until_told
+from app.application.submissions.running import gather_all, run_until_told
+from app.application.submissions.verdicts import CaseOutcome
 from app.domain.code_runner import (
     CaseVerdict,
     CodeRunner,
@@ -27,7 +29,7 @@ from app.domain.grading import LEAST_REPETITIONS, CaseResult, MeasuredRun, Perfo
 from app.domain.problem import Problem
 
 LONGEST_PASS_S = 20.0
-"""Of the candidate's program over all cases that are compared, once; heavy cases are taken first."""
+"""Of the candidate's program over all cases that are compared, once; those heavy for the reference come first."""
 _STARTUPS = 2
 """Runs of an empty program in each repetition."""
 
@@ -42,8 +44,16 @@ EMPTY_PROGRAMS: Mapping[str, str] = {
 """The least there is to start in each language."""
 
 
+JudgeAgain = Callable[[int, Execution], Coroutine[Any, Any, CaseOutcome]]
+"""Says of a further run of a test case that was passed, by its index, what came of it this time."""
+
+
 class _CannotBeMeasuredError(Exception):
     """Something that is needed beside the candidate's program does not run."""
+
+
+class _AnsweredOtherwiseError(Exception):
+    """The candidate's program does not do what it did when it was graded, so its time is that of another program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +70,14 @@ async def measure(
     problem: Problem,
     prepared: PreparedProgram,
     results: Sequence[CaseResult],
+    judge_again: JudgeAgain,
     *,
     repetitions: int = LEAST_REPETITIONS,
 ) -> Performance:
     """Compare a program with the reference on the test cases that it passed.
+
+    Every run of the candidate's program is judged again: one that knows the time might answer rightly first, and be
+    quick afterwards. A run that meets a limit of time counts as no less than that limit.
 
     Args:
         runner: as for grading.
@@ -71,13 +85,14 @@ async def measure(
         prepared: the candidate's program.
         results: what came of its cases. Those runs are no part of the comparison: they were the first, and checkers
             ran in between.
+        judge_again: judges a further run.
         repetitions: of every case on either side, 3 or more.
 
     Raises:
         RunnerUnavailableError: the runner stopped answering.
     """
-    cases = worth_comparing(results)
-    if not cases:
+    passed = [case for case in results if case.verdict is CaseVerdict.AC]
+    if not passed:
         return Performance.missing("no test case passed")
     reference = problem.reference_for(prepared.language)
     try:
@@ -91,15 +106,17 @@ async def measure(
                 "candidate": _Side(prepared, empty[prepared.language], problem.limits.of(prepared.language)),
                 "reference": _Side(beside, empty[reference.language], problem.limits.of(reference.language)),
             }
-            inputs = {index: problem.cases[index].input.encode() for index in cases}
-            runs, startups = await _take_turns(runner, sides, inputs, repetitions)
+            inputs = {case.index: problem.cases[case.index].input.encode() for case in passed}
+            chosen = await _worth_comparing(runner, sides["reference"], passed, inputs)
+            inputs = {index: inputs[index] for index in chosen}
+            runs, startups = await _take_turns(runner, sides, inputs, judge_again, repetitions)
     except _CannotBeMeasuredError as error:
         return Performance.missing(str(error), fault="runner")
+    except _AnsweredOtherwiseError as error:
+        return Performance.missing(str(error))
     kept = _finished_everywhere(runs)
     if not kept or not all(startups.values()):
-        by_us = not all(startups.values()) or any(_is_our_failure(run, execution) for run, execution in runs)
-        why = "no test case could be run again on both sides"
-        return Performance.missing(why, fault="runner" if by_us else None)
+        return Performance.missing("no test case could be run again on both sides", fault="runner")
     return compare(
         kept,
         reference_language=reference.language,
@@ -108,12 +125,25 @@ async def measure(
     )
 
 
-def worth_comparing(results: Sequence[CaseResult]) -> list[int]:
-    """The passed cases that fit into the time there is, those with the most CPU first; in the problem's order."""
-    passed = [case for case in results if case.verdict is CaseVerdict.AC]
+async def _worth_comparing(
+    runner: CodeRunner, reference: _Side, passed: Sequence[CaseResult], inputs: Mapping[int, bytes]
+) -> list[int]:
+    """The cases that fit into the time there is; where not all do, the reference says which are heavy.
+
+    The candidate's own times must not: it could spend them where nothing is to be done.
+    """
+    if sum(case.wall_ms or 0.0 for case in passed) / 1000 <= LONGEST_PASS_S:
+        return [case.index for case in passed]
+    executions = await run_until_told(runner, reference.program, list(inputs.values()), reference.limits)
+    weights = dict(zip(inputs, (execution.cpu_ms for execution in executions), strict=True))
+    return heaviest(passed, weights)
+
+
+def heaviest(passed: Sequence[CaseResult], weights: Mapping[int, float]) -> list[int]:
+    """The cases that fit into the time there is, those of the greatest weight first; in the problem's order."""
     chosen: list[int] = []
     spent = 0.0
-    for case in sorted(passed, key=lambda case: case.cpu_ms or 0.0, reverse=True):
+    for case in sorted(passed, key=lambda case: weights[case.index], reverse=True):
         spent += (case.wall_ms or 0.0) / 1000
         if chosen and spent > LONGEST_PASS_S:
             break
@@ -135,13 +165,19 @@ _Runs = list[tuple[MeasuredRun, Execution]]
 
 
 async def _take_turns(
-    runner: CodeRunner, sides: Mapping[str, _Side], inputs: Mapping[int, bytes], repetitions: int
+    runner: CodeRunner,
+    sides: Mapping[str, _Side],
+    inputs: Mapping[int, bytes],
+    judge_again: JudgeAgain,
+    repetitions: int,
 ) -> tuple[_Runs, dict[str, list[float]]]:
     runs: _Runs = []
     startups: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(1, repetitions + 1):
         for name, side in sides.items():
             executions = await run_until_told(runner, side.program, list(inputs.values()), side.limits)
+            if name == "candidate":
+                executions = await _judged(side, list(inputs), executions, judge_again)
             runs += [
                 (_measured(name, repetition, index, execution), execution)
                 for index, execution in zip(inputs, executions, strict=True)
@@ -152,14 +188,30 @@ async def _take_turns(
     return runs, startups
 
 
+async def _judged(
+    side: _Side, indices: Sequence[int], executions: Sequence[Execution], judge_again: JudgeAgain
+) -> list[Execution]:
+    """The runs as they count: right ones as they are, those that ran out of time as no quicker than that."""
+    outcomes = await gather_all(map(judge_again, indices, executions))
+    counted = []
+    for index, execution, outcome in zip(indices, executions, outcomes, strict=True):
+        if outcome.verdict is CaseVerdict.TLE:
+            used_ms = max(execution.cpu_ms, 1000 * side.limits.cpu_s)
+            counted.append(replace(execution, how=Ended.FINISHED, cpu_ms=used_ms))
+        elif outcome.verdict is CaseVerdict.SE:
+            counted.append(replace(execution, how=Ended.SE))
+        elif outcome.verdict is CaseVerdict.AC:
+            counted.append(execution)
+        else:
+            raise _AnsweredOtherwiseError(
+                f"test case {index} was passed, and was {outcome.verdict.value} when it was run again: {outcome.cause}"
+            )
+    return counted
+
+
 def _measured(name: str, repetition: int, index: int, execution: Execution) -> MeasuredRun:
     side = "candidate" if name == "candidate" else "reference"
     return MeasuredRun(side, repetition, index, execution.cpu_ms, execution.wall_ms, execution.memory_kb)  # type: ignore[arg-type]  # one of the two
-
-
-def _is_our_failure(run: MeasuredRun, execution: Execution) -> bool:
-    """A program that passed may end otherwise this time, and that is its own matter; the reference may not."""
-    return execution.how is Ended.SE or (run.program == "reference" and execution.how is not Ended.FINISHED)
 
 
 def _finished_everywhere(runs: _Runs) -> list[MeasuredRun]:
