@@ -197,6 +197,7 @@ async def test_the_other_types_have_their_fields(database: Database, rows: Rows)
         "submission_id": "s-9",
         "final_scores": {"total": 80.0},
         "turn_scores": {"3": 71.5},
+        "previous_revision": None,
         "revision": 1,
     }
     assert (found[2]["payload"]["turn"], found[2]["payload"]["turn_id"]) == (None, None)

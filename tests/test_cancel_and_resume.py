@@ -186,6 +186,7 @@ async def test_unknown_turns_and_sessions_are_said_to_be_unknown(service: Servic
     assert (unknown.status_code, unknown.json()["code"]) == (404, "turn_not_found")
 
 
+@pytest.mark.slow
 async def test_ten_thousand_cancels_stop_a_turn_once_and_leave_the_service_well(
     service: Service, provider: Provider, rows: Rows
 ) -> None:

@@ -190,6 +190,7 @@ async def test_what_core_was_not_told_before_the_kill_it_is_told_after(
     assert [(e.type, e.seq) for e in core.events()] == [("usage", 1), ("message_response", 2)]
 
 
+@pytest.mark.slow
 async def test_an_embedded_database_outlives_its_killed_owner_and_is_adopted(
     env: dict[str, str], provider: Provider, scratch: Path
 ) -> None:

@@ -114,6 +114,7 @@ async def test_of_processes_that_share_it_one_starts_it_again_and_the_others_fin
     assert processes_of(data_dir) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 0.9, 1.1, 1.4])
 def test_a_stop_just_then_leaves_no_server_behind(env: dict[str, str], data_dir: Path, after_s: float) -> None:
     env["TURNSTONE_SHUTDOWN_GRACE_S"] = "0"

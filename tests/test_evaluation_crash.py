@@ -85,6 +85,7 @@ async def everything_once(rows: Rows, core: FakeCore, turns: int) -> None:
     assert rows("SELECT 1 FROM evaluation_runs WHERE owner IS NOT NULL") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [1, 2, 3])
 async def test_killed_while_the_judge_is_asked(
     env: dict[str, str], judge: ScriptedJudge, core: FakeCore, rows: Rows, asked: int

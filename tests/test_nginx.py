@@ -25,7 +25,10 @@ CONF = Path(__file__).parents[1] / "deploy/nginx.conf"
 SLOW = Script(pieces=[f"낱말{i} " for i in range(40)], piece_delay_s=0.02)
 WAIT_S = 20.0
 
-pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no nginx; install Debian's package nginx-light")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NGINX is None, reason="there is no nginx; install Debian's package nginx-light"),
+]
 
 
 def free_port() -> int:

@@ -136,6 +136,7 @@ async def test_where_no_websocket_gets_through_an_answer_streams_over_http(
     assert len(provider.requests) == 1
 
 
+@pytest.mark.slow
 async def test_message_sent_before_the_way_was_found_is_not_lost(
     page: Page, proxy: HostileProxy, provider: Provider, rows: Rows
 ) -> None:
@@ -165,6 +166,7 @@ async def test_stream_that_is_held_back_is_read_by_long_poll(
     assert set(accepted) == {"application/json"}, "what is known is not tried again"
 
 
+@pytest.mark.slow
 async def test_service_that_is_down_makes_nobody_fall_back(page: Page, proxy: HostileProxy, service: Service) -> None:
     proxy.sockets = Sockets.PASS
     await open_client(page, proxy.url)
@@ -194,6 +196,7 @@ UPGRADES = """            proxy_set_header Upgrade $http_upgrade;
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx; install Debian's package nginx-light")
 @pytest.mark.parametrize("way", ["sse", "poll"])
 async def test_nginx_that_knows_no_websockets(
@@ -220,6 +223,7 @@ async def test_nginx_that_knows_no_websockets(
 # ---------------------------------------------------------------- and back
 
 
+@pytest.mark.slow
 async def test_websocket_is_tried_again_and_taken_between_two_turns(
     page: Page, proxy: HostileProxy, provider: Provider, rows: Rows
 ) -> None:
@@ -239,6 +243,7 @@ async def test_websocket_is_tried_again_and_taken_between_two_turns(
     assert "waiting" not in states, "nobody has noticed"
 
 
+@pytest.mark.slow
 async def test_try_that_fails_disturbs_nothing_and_is_made_again(page: Page, proxy: HostileProxy, rows: Rows) -> None:
     await open_client(page, proxy.url, begin="http", returnMs=150, patienceMs=300)
     await asyncio.sleep(1)
@@ -402,6 +407,7 @@ async def test_refused_message_ends_as_over_the_socket(page: Page, proxy: Hostil
     assert len(provider.requests) == 1
 
 
+@pytest.mark.slow
 async def test_busy_service_is_asked_again_when_it_says(page: Page, proxy: HostileProxy, provider: Provider) -> None:
     problem = {"title": "Busy", "status": 503, "detail": "Busy.", "code": "overloaded", "retryable": True}
     asked_at: dict[str, list[float]] = {"/message": [], "/events": []}
@@ -427,6 +433,7 @@ async def test_busy_service_is_asked_again_when_it_says(page: Page, proxy: Hosti
     assert (turn["error"]["code"], turn["error"]["retryable"]) == ("overloaded", True)
 
 
+@pytest.mark.slow
 async def test_silent_network_is_left_and_found_again(
     page: Page, proxy: HostileProxy, provider: Provider, rows: Rows
 ) -> None:
@@ -440,6 +447,7 @@ async def test_silent_network_is_left_and_found_again(
     await check_text(page, rows, await asked)
 
 
+@pytest.mark.slow
 async def test_browser_without_a_network_goes_on_when_it_has_one(
     page: Page, proxy: HostileProxy, provider: Provider, rows: Rows
 ) -> None:
@@ -504,6 +512,7 @@ async def test_turn_s_name_may_hold_anything(page: Page, proxy: HostileProxy) ->
 # ---------------------------------------------------------------- the page
 
 
+@pytest.mark.slow
 async def test_page_reads_well_where_websockets_are_blocked(
     page: Page, proxy: HostileProxy, provider: Provider, rows: Rows
 ) -> None:

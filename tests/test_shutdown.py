@@ -161,6 +161,7 @@ async def test_the_first_signal_is_answered_at_once_and_a_second_does_not_wait_f
     assert rows.one("SELECT status FROM prompt_turns")["status"] == "interrupted"
 
 
+@pytest.mark.slow
 async def test_doctor_knows_a_service_that_is_stopping(env: dict[str, str], provider: Provider) -> None:
     provider.next(Script(ending="hang", ending_at=1))
     with running(Command("serve", env=env)) as process:
@@ -211,6 +212,7 @@ async def test_a_post_under_way_is_waited_for_and_not_repeated_after_the_restart
     assert [delivery.seq for delivery in core.deliveries] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [0.0, 1.0], ids=["at once", "while it waits"])
 @pytest.mark.parametrize("command", ["serve", "worker"])
 async def test_a_second_signal_does_not_wait_for_a_core_that_hangs_and_its_event_is_sent_again(
@@ -255,6 +257,7 @@ def test_what_was_started_ends_with_the_command(
     assert processes_of(data_dir) == []
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_ends_the_service_and_what_it_started(embedded: dict[str, str], data_dir: Path) -> None:
     terminal, its_end = pty.openpty()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TURNSTONE_")}
@@ -281,6 +284,7 @@ def test_a_closed_terminal_ends_the_service_and_what_it_started(embedded: dict[s
     assert processes_of(data_dir) == []
 
 
+@pytest.mark.slow
 def test_nohup_is_respected(env: dict[str, str]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does; a child inherits it
     try:
@@ -321,6 +325,7 @@ async def test_the_demos_core_hears_of_what_ended_last(env: dict[str, str], prov
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "line"),
     [
@@ -342,6 +347,7 @@ def test_a_signal_during_the_start_leaves_nothing(
     assert processes_of(data_dir) == []
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 1.0])
 def test_a_signal_while_the_local_model_starts_leaves_nothing(

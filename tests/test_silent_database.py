@@ -110,6 +110,7 @@ async def test_a_service_stops_in_silence(
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.slow
 async def test_a_statement_in_silence_ends_in_time_and_takes_all_old_connections_with_it(
     far: Database, proxy: SilentProxy
 ) -> None:
@@ -149,6 +150,7 @@ async def test_the_server_ends_a_statement_that_waits_too_long_and_the_connectio
         assert (await db.execute(text("SELECT pg_backend_pid()"))).scalar() == pid
 
 
+@pytest.mark.slow
 async def test_what_a_vanished_process_has_locked_is_free_in_time(
     far: Database, proxy: SilentProxy, database_url: str
 ) -> None:

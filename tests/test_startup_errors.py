@@ -272,6 +272,7 @@ def gateway() -> Iterator[str]:
         yield f"{server.url}/v1"
 
 
+@pytest.mark.slow
 def test_a_gateway_that_guards_its_list_of_models_is_taken_with_a_warning(env: dict[str, str], gateway: str) -> None:
     env["TURNSTONE_LLM__BASE_URL"] = gateway
     with running(Command("serve", env=env)) as process:
@@ -306,6 +307,7 @@ def test_a_redis_that_does_not_answer_is_told_and_done_without(env: dict[str, st
     assert "redis_unavailable" in process.output
 
 
+@pytest.mark.slow
 def test_doctor_finds_everything_well(env: dict[str, str]) -> None:
     code, output = Command("doctor", env=env).ended()
     assert code == 0, output
@@ -366,6 +368,7 @@ def test_doctor_finds_the_service_that_has_the_port(env: dict[str, str]) -> None
             assert f"ok    port: {host}:{process.port}, a service runs there (ready)" in output
 
 
+@pytest.mark.slow
 def test_doctor_does_not_take_another_program_for_the_service(env: dict[str, str]) -> None:
     async def fine(_request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -382,6 +385,7 @@ def test_doctor_does_not_take_another_program_for_the_service(env: dict[str, str
     assert f"FAIL  port: 127.0.0.1:{other.port} is taken by another program." in output
 
 
+@pytest.mark.slow
 def test_doctor_makes_nothing_in_an_empty_folder(tmp_path: Path) -> None:
     code, output = Command("doctor", env={"TURNSTONE_PORT": "0"}, cwd=tmp_path).ended()
     assert code == 0, output

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,7 @@ class AppThread:
         self._thread: threading.Thread | None = None
         self._stopping: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._kept: socket.socket | None = None
         self.port = port
 
     @property
@@ -122,6 +124,7 @@ class AppThread:
         """
         if self._thread is not None:
             raise RuntimeError("already running")
+        self._let_go()
         ready = threading.Event()
         failure: list[Exception] = []
 
@@ -174,9 +177,19 @@ class AppThread:
         if self._thread.is_alive():
             raise RuntimeError("the server's thread does not end")
         self._thread = None
+        # Bound and not listening: whoever connects is refused, and no connection of others gets the port meanwhile.
+        self._kept = socket.socket()
+        self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._kept.bind(("127.0.0.1", self.port))
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._let_go()
