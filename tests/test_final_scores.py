@@ -312,6 +312,7 @@ def test_what_it_was_made_by_is_told_and_what_goes_into_a_test_case_is_not() -> 
         "index": 2,
         "group": "PRIVATE",
         "verdict": "AC",
+        "cause": "",
         "time_ms": 12,
         "memory_kb": 9000,
         "stdout_bytes": 2,

@@ -12,7 +12,7 @@ from app.application.submissions.explaining import explain_scores
 from tests.conftest import Rows
 from tests.support.chat import wait_until
 from tests.support.core import FakeCore
-from tests.support.judge import ScriptedJudge
+from tests.support.judge import JudgeReply, ScriptedJudge
 from tests.support.service import Service
 from tests.support.submissions import RIGHT
 from tests.test_rest import problem
@@ -75,7 +75,7 @@ async def test_a_person_s_score_counts_and_the_machine_s_stays_beside_it(
     problem(override(rest, "prompt", 5, "s-2"), 404, "submission_not_found")
 
 
-AT_THE_LAST_MOMENT = """
+SET_MEANWHILE = """
     CREATE FUNCTION set_meanwhile() RETURNS trigger AS $$
     BEGIN
         INSERT INTO score_overrides (session_id, submission_id, component, score, reason, person)
@@ -83,14 +83,14 @@ AT_THE_LAST_MOMENT = """
         RETURN NULL;
     END $$ LANGUAGE plpgsql;
     CREATE TRIGGER set_meanwhile AFTER INSERT ON evaluation_steps
-    FOR EACH ROW WHEN (NEW.node = 'aggregate' AND NEW.evaluation_id = 1) EXECUTE FUNCTION set_meanwhile()
+    FOR EACH ROW WHEN (NEW.node = 'aggregate' AND NEW.evaluation_id = {evaluation}) EXECUTE FUNCTION set_meanwhile()
     """
 
 
 def test_what_is_set_while_it_is_evaluated_is_told_too(
     service: Service, rest: httpx.Client, core: FakeCore, judge: ScriptedJudge, rows: Rows
 ) -> None:
-    rows(AT_THE_LAST_MOMENT)  # when the scores are made already, and not told yet
+    rows(SET_MEANWHILE.format(evaluation=1))  # when the scores are made already, and not told yet
     taken(rest, talked(rest), code=RIGHT, submission_id="s-1")
     assert override(rest, "correctness", 50).json()["revision"] == 1
     ended(rest, "s-1")
@@ -125,6 +125,33 @@ def test_an_appeal_is_heard_by_more_judges_and_told_when_a_person_releases_it(
     assert service.call(explain_scores("s-1", 2)).is_true
 
 
+def test_what_is_set_while_an_appeal_is_heard_is_told_at_once(
+    service: Service, rest: httpx.Client, judge: ScriptedJudge, rows: Rows
+) -> None:
+    taken(rest, talked(rest), code=RIGHT, submission_id="s-1")
+    ended(rest, "s-1")
+    judge.reply = lambda seen: JudgeReply(status=503) if seen.kind == "panel" else None  # so that it takes its time
+    rest.post("/api/submissions/s-1/appeal", json=KIM).raise_for_status()
+    assert override(rest, "correctness", 50).json()["revision"] == 3
+    told = at_revision(rest, 3)["final_scores"]["components"]["correctness"]
+    assert (told["score"], told["machine_score"]) == (50, 100)
+    assert show(rest, "s-1")["evaluations"][1]["status"] == "waiting"
+
+
+def test_what_is_set_while_a_rerun_is_made_is_told_though_that_one_is_held(
+    service: Service, rest: httpx.Client, core: FakeCore, rows: Rows
+) -> None:
+    taken(rest, talked(rest), code=RIGHT, submission_id="s-1")
+    ended(rest, "s-1")
+    rest.put("/api/exams/1", json={"problem_text": "Sum.", "hold_scores": True}).raise_for_status()
+    rows(SET_MEANWHILE.format(evaluation=2))
+    rest.post("/api/submissions/s-1/rerun", json={"person": "Kim", "as_set_now": True}).raise_for_status()
+    third = at_revision(rest, 3)["final_scores"]["components"]["performance"]
+    assert (third["score"], third["person"]) == (10, "Lee")
+    assert show(rest, "s-1")["evaluations"][1]["status"] == "held"
+
+
+@pytest.mark.slow
 def test_an_appeal_counts_when_it_is_released_whatever_was_told_meanwhile(
     service: Service, rest: httpx.Client, core: FakeCore, judge: ScriptedJudge, rows: Rows
 ) -> None:

@@ -71,9 +71,21 @@ def test_a_submission_is_evaluated_and_everything_of_it_is_written_and_told(
     assert [case["verdict"] for case in found["tests"]["value"]["cases"]] == ["AC", "AC", "AC"]
     assert found["review"]["value"]["strengths"][0]["quote"] == "def add(a, b):"
     assert found["panel"]["cost"]["calls"] == len([call for call in judge.calls if call.kind == "panel"])
+    made_by = {"freeze": set(), "hold": set()}  # of an exam without settings
+    made_by |= {
+        "turns": {"rubric", "judge_prompt", "policy", "judge_model"},
+        "review": {"review_prompt", "judge_model"},
+    }
+    made_by |= {"panel": {"rubric", "panel_prompt", "policy", "judge_model"}, "analysis": {"problem_version", "lizard"}}
+    made_by |= {"tests": {"problem_version", "isolation", "level", "toolchains"}}
+    made_by |= {"checks": {"policy"}, "aggregate": {"policy"}}
+    assert {node: names for node, names in made_by.items() if not names <= set(found[node]["versions"])} == {}
+    assert found["tests"]["versions"]["toolchains"]["python"].startswith("3.")
     scores = body["final_scores"]
     assert (scores["status"], scores["prompt_score"], scores["correctness_score"]) == ("SCORED", 80, 100)
     assert body["turn_scores"]["2"]["score"] == 80 and body["revision"] == 1 and body["progress"]["percent"] == 100
+    assert (body["progress"]["cases_done"], body["progress"]["cases_total"]) == (3, 3)
+    assert {case["cause"] for case in scores["test_cases"]} == {"as expected"}
     assert rows.one("SELECT ended_at FROM prompt_sessions")["ended_at"] is not None
     problem(say(rest, "more", session_id=session_id), 409, "session_ended")
     events = all_told(core, rows)
@@ -246,6 +258,7 @@ FAILS_ONCE = """
     """
 
 
+@pytest.mark.slow
 def test_scores_that_were_held_for_days_survive_a_fault_when_they_are_told(
     rest: httpx.Client, core: FakeCore, rows: Rows
 ) -> None:

@@ -19,6 +19,7 @@ from tests.support.judge import JudgeReply, JudgeSeen, ScriptedJudge
 from tests.support.service import Service
 from tests.support.submissions import ONE_CASE, RIGHT, everything_once, judge_settings, put_problem, steps
 from tests.test_openapi import checked_client
+from tests.test_rest import say
 from tests.test_submission_flow import all_told, talked
 from tests.test_submissions import ended, show, taken
 
@@ -105,8 +106,7 @@ def test_a_judge_that_stays_away_leaves_a_gap_and_no_zero(
     session_id = talked(rest)
     away_for(judge, "review", "panel")
     taken(rest, session_id, code=RIGHT, submission_id="gap")
-    waited_long(rows, "review")
-    waited_long(rows, "panel")
+    waited_long(rows, "review")  # the panel, whom the same judge keeps waiting, has no day of its own
     scores = ended(rest, "gap")["final_scores"]
     assert (scores["status"], scores["prompt_score"], scores["total_score"]) == ("PENDING_REVIEW", None, None)
     assert scores["correctness_score"] == 100
@@ -143,6 +143,29 @@ def test_what_cannot_be_evaluated_at_all_is_failed_and_may_be_handed_in_again(
     judge.reply = lambda _: None
     taken(rest, session_id, code=RIGHT, submission_id="instead")
     assert ended(rest, "instead")["final_scores"]["status"] == "SCORED"
+
+
+def test_prompts_that_nobody_judged_in_time_take_nothing_from_the_others(
+    rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    session_id = talked(rest)
+    wait_until(lambda: rows("SELECT 1 FROM evaluation_runs WHERE status = 'done'"), 60)
+    away_for(judge, "turn")
+    say(rest, "Now let it take negative numbers too, for example -4 and 10.", session_id=session_id)
+    taken(rest, session_id, code=RIGHT, submission_id="late")
+    waited_long(rows, "turns")
+    body = ended(rest, "late")
+    assert (body["turn_scores"]["1"]["score"], body["turn_scores"]["2"]["score"]) == (80, None)
+    scores = body["final_scores"]
+    assert (scores["status"], scores["prompt_score"], scores["prompt"]["holistic"]) == ("PENDING_REVIEW", None, 80)
+    assert steps(rows)["panel"]["status"] == "ok", "what was said is marked all the same"
+    judge.reply = lambda _: None
+    rows("UPDATE evaluation_runs SET due_at = now()")
+    wait_until(lambda: not rows("SELECT 1 FROM evaluation_runs WHERE status = 'waiting'"), 60)
+    rest.post("/api/submissions/late/rerun", json={"person": "Kim", "again": "missing"}).raise_for_status()
+    wait_until(lambda: show(rest, "late")["revision"] == 2, 60)
+    assert show(rest, "late")["final_scores"]["status"] == "SCORED"
+    everything_once(rows, all_told(core, rows), 2)
 
 
 def test_a_running_time_that_cannot_be_measured_is_waited_for_and_filled_later(

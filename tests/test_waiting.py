@@ -34,6 +34,14 @@ def test_causes_that_take_turns_are_given_up_after_a_day() -> None:
     assert wait is not None and wait.is_over(DAY_S)
 
 
+@pytest.mark.parametrize("patience_s", [2 * DAY_S, math.inf])
+def test_a_long_wait_that_had_its_time_makes_nobody_short_with_the_next_cause(patience_s: float) -> None:
+    wait = Wait.further(None, "the database is away", patience_s, 0)
+    wait = Wait.further(wait, "judge unavailable", DAY_S, 30 * HOUR_S)
+    assert not wait.is_over(30 * HOUR_S + DAY_S - 1)
+    assert wait.is_over(30 * HOUR_S + DAY_S)
+
+
 def test_what_cannot_be_done_without_is_waited_for_for_ever() -> None:
     wait = Wait.further(None, "the database is away", math.inf, 0)
     assert not wait.is_over(1e12)

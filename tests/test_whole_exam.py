@@ -139,6 +139,8 @@ def check_scores(body: dict[str, Any]) -> None:
 def check_frames(frames: list[dict[str, Any]]) -> None:
     percents = [frame["percent"] for frame in frames]
     assert percents == sorted(percents) and frames[-1]["percent"] == 100
+    done = [(frame["cases_done"], frame["cases_total"]) for frame in frames]
+    assert done == sorted(done) and done[-1][0] == done[-1][1] > 0
     assert {frame["submission_id"] for frame in frames} == {4711}
     told = {key for frame in frames for key in frame}
     assert not {key for key in told if "score" in key}, "a candidate is told no score"

@@ -180,13 +180,14 @@ def _versions(steps: Mapping[Node, Outcome]) -> dict[str, Any]:
     isolation = _value(steps, Node.TESTS).get("isolation") or {}
     return frozen | {
         "isolation": {name: isolation.get(name) for name in ("backend", "level")} if isolation else None,
+        "toolchains": (steps[Node.TESTS].versions.get("toolchains") if Node.TESTS in steps else None) or {},
         "tools": _value(steps, Node.ANALYSIS).get("tools") or {},
     }
 
 
 def _case(case: Mapping[str, Any]) -> dict[str, Any]:
     """What is told of a test case: never what goes in or should come out."""
-    told = ("index", "group", "verdict", "memory_kb", "stdout_bytes", "stderr_bytes")
+    told = ("index", "group", "verdict", "cause", "memory_kb", "stdout_bytes", "stderr_bytes")
     time_ms = case.get("cpu_ms")
     return {name: case.get(name) for name in told} | {"time_ms": None if time_ms is None else round(time_ms)}
 

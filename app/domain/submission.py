@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -128,6 +128,12 @@ class Progress:
         """When a node begins."""
         return cls(node.value, _BEGINS_AT[node])
 
+    def after(self, before: Progress) -> Progress:
+        """The same, with the test cases that had been run before it."""
+        if self.cases_total:
+            return self
+        return replace(self, cases_done=before.cases_done, cases_total=before.cases_total)
+
     @classmethod
     def of_cases(cls, done: int, total: int) -> Progress:
         """While test cases are run."""
@@ -157,8 +163,8 @@ _BEGINS_AT: Final[Mapping[Node, int]] = {
     Node.AGGREGATE: 96,
     Node.TELL: 98,
 }
-HELD: Final = "held"
-"""The stage of a submission whose result waits for a person."""
+HELD: Final = Progress("held", 98)
+"""The result waits for a person."""
 DONE: Final = Progress("done", 100)
 FAILED: Final = Progress("failed", 100)
 

@@ -34,8 +34,10 @@ class Wait:
         """The wait after one more try that came to nothing."""
         if before is None:
             return cls(reason, now, now, patience_s)
-        goes_on = before.patience_s == patience_s
-        return cls(reason, before.since, before.cause_since if goes_on else now, patience_s)
+        if before.patience_s == patience_s:
+            return cls(reason, before.since, before.cause_since, patience_s)
+        # What may take longer than a day is no reason to be short with what comes after it.
+        return cls(reason, now if before.patience_s > DAY_S else before.since, now, patience_s)
 
     def is_over(self, now: float) -> bool:
         """Whether it has been long enough; causes that take turns don't prolong it beyond the longest of a day."""

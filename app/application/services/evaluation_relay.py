@@ -170,8 +170,13 @@ class EvaluationRelay:
             subject = await read_subject(db, run.id)
         try:
             judgement = await self._ask(subject, run)
-        except (ModelError, StartupError, DocumentError) as error:
-            log.warning("judge_cannot_be_asked", run=run.id, reason=_said(error), tries=run.tries + 1)
+        except DATABASE_DOWN:
+            raise
+        except Exception as error:  # noqa: BLE001  # the boundary: a bug makes a run wait as well, and not for ever
+            if isinstance(error, ModelError | StartupError | DocumentError):
+                log.warning("judge_cannot_be_asked", run=run.id, reason=_said(error), tries=run.tries + 1)
+            else:
+                log.error("judgement_failed", run=run.id, error=fault(error), at=place_of(error), tries=run.tries + 1)
             now = run.claimed_at + time.monotonic() - begun
             wait = Wait.further(run.wait, *_why_and_how_long(error), now)
             if not wait.is_over(now):
@@ -237,7 +242,7 @@ def _said(error: ModelError | StartupError | DocumentError) -> str:
     return f"{error} {error.detail}".strip() if isinstance(error, ModelError) else str(error)
 
 
-def _why_and_how_long(error: ModelError | StartupError | DocumentError) -> tuple[str, float]:
+def _why_and_how_long(error: Exception) -> tuple[str, float]:
     """What a run waits for, and for how many seconds. Then the turn is unscored, and people are asked.
 
     A judge that refuses the request itself mostly does so for ever; for an hour it may be a setting somebody mends.
@@ -246,4 +251,6 @@ def _why_and_how_long(error: ModelError | StartupError | DocumentError) -> tuple
         return "the judge rejects the request", HOUR_S
     if isinstance(error, DocumentError):
         return "what it is judged by cannot be used", DAY_S
-    return "judge unavailable", DAY_S
+    if isinstance(error, ModelError | StartupError):
+        return "judge unavailable", DAY_S
+    return "internal error", DAY_S

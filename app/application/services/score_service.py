@@ -41,7 +41,9 @@ async def override_component(submission_id: str, component: Component, override:
         submission, evaluations = await _locked(db, submission_id)
         told = _told(evaluations)
         last = evaluations[-1]
-        if told is not None and last.status is not RevisionStatusEnum.WAITING:
+        # One that is being made will tell it; an appeal, only if a person releases it.
+        to_be_told = any(each.status is RevisionStatusEnum.WAITING and each.cause != "appeal" for each in evaluations)
+        if told is not None and not to_be_told:
             last = await scores_again(db, submission.id, told.id, override.person)
         return await ReviewRepository(db).override_component(
             submission.session_id, submission.id, component, override, last.revision

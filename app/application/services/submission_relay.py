@@ -148,8 +148,7 @@ class SubmissionRelay:
         if put_off:
             reasons = {each.node.value: each.reason for each in put_off}
             log.info("evaluation_put_off", evaluation=evaluation.id, tries=evaluation.tries + 1, reasons=reasons)
-            waits = {each.node: work.wait_for(each) for each in put_off}
-            await self._put_off(evaluation, put_off, waits)
+            await self._put_off(evaluation, put_off, work.waits)
 
     async def _begin(self, evaluation: ClaimedEvaluation) -> None:
         async with get_db_context() as db:

@@ -18,7 +18,7 @@ from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnRepository
 
 _PATIENCE_S = 2 * DAY_S
-"""Longer than a judgement is tried for: it ends by itself, with or without a score."""
+"""Longer than a judgement is tried for: mostly it ends by itself, with or without a score."""
 
 
 async def gather_turns(work: Work, came: Outcomes) -> Made | PutOff:
@@ -43,7 +43,9 @@ async def gather_turns(work: Work, came: Outcomes) -> Made | PutOff:
     if recorded:
         work.desk.on_told()
     if waiting:
-        return PutOff(Node.TURNS, "prompts are being judged", patience_s=_PATIENCE_S)
+        reason = "prompts are being judged"
+        instead = Made(Outcome.missing(reason, {"turns": entries}))
+        return PutOff(Node.TURNS, reason, patience_s=_PATIENCE_S, instead=instead)
     value = {"turns": entries}
     gaps = [entry for entry in entries if entry["score"] is None and not entry["left_out"]]
     if gaps:
@@ -77,12 +79,13 @@ def _basis(frozen: dict[str, Any]) -> RunBasis:
 
 
 def _entry(turn: int, turn_id: TurnId, judged: _Judged) -> dict[str, Any]:
-    result = judged.run.result if judged.run is not None else None
+    run = None if judged.waits else judged.run
+    result = run.result if run is not None else None
     entry: dict[str, Any] = {
         "turn": turn,
         "turn_id": turn_id,
-        "run_id": None if judged.run is None else judged.run.id,
-        "revision": None if judged.run is None else judged.run.revision,
+        "run_id": None if run is None else run.id,
+        "revision": None if run is None else run.revision,
         "intent": None,
         "score": None,
         "left_out": False,

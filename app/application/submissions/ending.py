@@ -15,14 +15,15 @@ from app.domain.final_scores import Override
 from app.domain.final_scores import aggregate as scores_of
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.scoring import ScorePolicy
-from app.domain.submission import DONE, FAILED, HELD, Node, Outcome, Progress
-from app.infrastructure.persistence.models import ReviewReasonEnum
+from app.domain.submission import DONE, FAILED, HELD, Node, Outcome
+from app.infrastructure.persistence.models import ReviewReasonEnum, RevisionStatusEnum
 from app.infrastructure.persistence.session import Transaction, get_db_context
 from app.infrastructure.repositories.document_repository import DocumentRepository
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository
 from app.infrastructure.repositories.review_repository import ReviewRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.submission_claims import ClaimedEvaluation, SubmissionClaims
+from app.infrastructure.repositories.submission_repository import SubmissionRepository
 
 _SCORES = ("status", "prompt_score", "correctness_score", "performance_score", "total_score", "grade")
 
@@ -75,18 +76,30 @@ async def _tell(db: Transaction, work: Work, came: Outcomes) -> None:
         revision=evaluation.revision,
         previous_revision=await claims.told_before(evaluation),
     )
-    if await claims.end_submission(evaluation, "DONE", DONE):
-        await claims.tell(evaluation.news("DONE", DONE))
-    await _count_what_people_set_meanwhile(db, evaluation, came)
+    done = work.reporter.then(DONE)
+    if await claims.end_submission(evaluation, "DONE", done):
+        await claims.tell(evaluation.news("DONE", done))
+    await _count_what_people_set_meanwhile(db, evaluation.submission_id, evaluation.id, came)
 
 
-async def _count_what_people_set_meanwhile(db: Transaction, evaluation: ClaimedEvaluation, came: Outcomes) -> None:
-    """A score that a person has set since the aggregation gets a revision of its own."""
-    rows = await ReviewRepository(db).component_overrides(evaluation.submission_id)
+async def _count_what_people_set_meanwhile(
+    db: Transaction, submission_id: int, told: int, came: Mapping[Node, Outcome]
+) -> None:
+    """A score that a person has set since the aggregation of what was ``told`` gets a revision of its own."""
+    rows = await ReviewRepository(db).component_overrides(submission_id)
     counted = set((came[Node.AGGREGATE].evidence or {}).get("overrides", {}).values())
     set_since = [row for row in rows.values() if row.id not in counted]
     if set_since:
-        await scores_again(db, evaluation.submission_id, evaluation.id, set_since[-1].person)
+        await scores_again(db, submission_id, told, set_since[-1].person)
+
+
+async def _count_in_what_was_told(db: Transaction, evaluation: ClaimedEvaluation) -> None:
+    """This one is not told: what people have set while it was made counts in what was told before."""
+    evaluations = (await SubmissionRepository(db).evaluations([evaluation.submission_id]))[evaluation.submission_id]
+    told = next((each for each in reversed(evaluations) if each.published), None)
+    if told is not None and not any(each.status is RevisionStatusEnum.WAITING for each in evaluations):
+        came = await SubmissionClaims(db).steps(told.id)
+        await _count_what_people_set_meanwhile(db, evaluation.submission_id, told.id, came)
 
 
 async def _hold(db: Transaction, work: Work, came: Outcomes) -> None:
@@ -99,9 +112,10 @@ async def _hold(db: Transaction, work: Work, came: Outcomes) -> None:
     await _open(db, evaluation, ReviewReasonEnum.HELD_FOR_REVIEW, scores)
     await SessionRepository(db).end_session(evaluation.session_id)
     if evaluation.is_first:
-        progress = Progress(HELD, 98)
+        progress = work.reporter.then(HELD)
         if await claims.end_submission(evaluation, "RUNNING", progress):
             await claims.tell(evaluation.news("RUNNING", progress))
+    await _count_in_what_was_told(db, evaluation)
 
 
 async def _open_reviews(db: Transaction, evaluation: ClaimedEvaluation, came: Outcomes) -> None:
@@ -147,9 +161,11 @@ async def give_up(evaluation: ClaimedEvaluation, desk: SubmissionDesk) -> None:
             claims = SubmissionClaims(db)
             await claims.end(evaluation, None)
             await _open(db, evaluation, ReviewReasonEnum.UNSCORED, {"reason": "it could not be evaluated"})
-            if not await claims.end_submission(evaluation, "FAILED", FAILED):
+            await _count_in_what_was_told(db, evaluation)
+            failed = FAILED.after(evaluation.progress)
+            if not await claims.end_submission(evaluation, "FAILED", failed):
                 return
-            await claims.tell(evaluation.news("FAILED", FAILED))
+            await claims.tell(evaluation.news("FAILED", failed))
             async with CallbackService(db, held=desk.held).together() as callbacks:
                 await callbacks.send_error(
                     evaluation.session_id,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -29,7 +29,7 @@ from app.domain.documents import DocumentError
 from app.domain.langgraph.submission_graph import EvaluationGraph
 from app.domain.langgraph.submission_state import EvaluationContext, Outcomes
 from app.domain.submission import CAN_BE_MISSING, Node, Outcome, Progress, PutOff
-from app.domain.waiting import DAY_S, HOUR_S
+from app.domain.waiting import DAY_S, HOUR_S, Wait
 from app.infrastructure.analysis.errors import AnalyserUnavailableError
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.session_repository import SessionRepository
@@ -55,7 +55,19 @@ _TIME_BOX_S: Final[Mapping[Node, float]] = {
     Node.REVIEW: 900.0,
     Node.PANEL: 1_800.0,
 }
+"""In which a node has to be done, or to say that it goes on (`Work.goes_on`)."""
 _USUAL_BOX_S = 60.0
+_MADE_BY: Final[Mapping[Node, tuple[str, ...]]] = {
+    Node.TURNS: ("rubric", "judge_prompt", "policy", "judge_model"),
+    Node.TESTS: ("problem_version",),
+    Node.ANALYSIS: ("problem_version",),
+    Node.REVIEW: ("review_prompt", "judge_model"),
+    Node.PANEL: ("rubric", "panel_prompt", "policy", "judge_model"),
+    Node.CHECKS: ("policy",),
+    Node.HOLD: ("exam_version",),
+    Node.AGGREGATE: ("policy",),
+}
+"""What of all that is frozen a node goes by; its outcome says so, also where there is none."""
 
 
 class CannotBeEvaluatedError(Exception):
@@ -99,14 +111,15 @@ class _Run:
         self._work.reporter.note(Progress.at(self._node))
         made = await self._made(came)
         if isinstance(made, PutOff):
-            if not self._work.wait_for(made).is_over(self._work.now):
+            if not self._has_waited_enough(made, came):
                 return made
             if self._node not in CAN_BE_MISSING:
                 raise CannotBeEvaluatedError(self._node, made.reason)
             made = made.instead or Made(Outcome.missing(made.reason), given_up(self._work, self._node, made.reason))
         elapsed = time.monotonic() - self._begun
         cost = replace(made.outcome.cost, ms=round(elapsed * 1000))
-        made = replace(made, outcome=replace(made.outcome, cost=cost))
+        versions = {**_made_by(self._node, came), **made.outcome.versions}
+        made = replace(made, outcome=replace(made.outcome, cost=cost, versions=versions))
         if self._node is Node.TELL:
             return made.outcome  # the evaluation's own row says that it is told
         kept = await when_database_is_there(lambda: self._keep(made))
@@ -114,10 +127,30 @@ class _Run:
         metrics.SUBMISSION_STEP_TIME.labels(self._node.value).observe(elapsed)
         return kept
 
+    def _has_waited_enough(self, put_off: PutOff, came: Outcomes) -> bool:
+        work = self._work
+        before = work.evaluation.waits.get(self._node)
+        if before is None and self._node in CAN_BE_MISSING:
+            # Who is away, and was waited for by a node that was given up, is not waited for as long again.
+            before = next(
+                (
+                    wait
+                    for node, wait in work.evaluation.waits.items()
+                    if wait.reason == put_off.reason and node in came and came[node].status == "missing"
+                ),
+                None,
+            )
+        wait = Wait.further(before, put_off.reason, put_off.patience_s, work.now)
+        work.waits[self._node] = wait
+        return wait.is_over(work.now)
+
     async def _made(self, came: Outcomes) -> Made | PutOff:
         try:
-            async with asyncio.timeout(_TIME_BOX_S.get(self._node, _USUAL_BOX_S)):
-                return await _STEPS[self._node](self._work, came)
+            box_s = _TIME_BOX_S.get(self._node, _USUAL_BOX_S)
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(box_s) as box:
+                work = replace(self._work, goes_on=lambda: box.reschedule(loop.time() + box_s))
+                return await _STEPS[self._node](work, came)
         except EvaluationNotOursError:
             raise
         except Exception as error:  # noqa: BLE001  # the boundary: a bug loses neither the evaluation nor what runs beside
@@ -147,6 +180,11 @@ class _Run:
             if self._node not in stored:
                 raise EvaluationNotOursError
             return stored[self._node]
+
+
+def _made_by(node: Node, came: Outcomes) -> dict[str, Any]:
+    frozen = came[Node.FREEZE].value if Node.FREEZE in came else {}
+    return {name: frozen[name] for name in _MADE_BY.get(node, ()) if frozen.get(name) is not None}
 
 
 def _why(node: Node, error: Exception) -> PutOff | None:

@@ -39,6 +39,8 @@ async def panel(work: Work, came: Outcomes) -> Made:
     frozen, evaluation = came[Node.FREEZE].value, work.evaluation
     if frozen["judge_model"] is None:
         return Made(Outcome.missing(NO_JUDGE))
+    if came[Node.TURNS].value is None:
+        return Made(Outcome.missing(f"there are no prompts to show: {came[Node.TURNS].reason}"))
     basis = RunBasis(frozen["rubric"], frozen["panel_prompt"], frozen["policy"], {"model": frozen["judge_model"]})
     async with get_db_context() as db:
         documents = DocumentRepository(db)
@@ -125,7 +127,7 @@ async def _client(work: Work, run: ClaimedRun, model: str) -> KeepingClient:
 async def _made(work: Work, run: ClaimedRun, outcome: Outcome, kept: _Kept) -> Made:
     async with get_db_context() as db:
         calls = (await EvaluationRepository(db).calls_of([run.id])).get(run.id, CallsSummary())
-    cost = Cost(calls.calls - calls.cached, calls.prompt_tokens, calls.completion_tokens)
+    cost = Cost(calls.calls - calls.cached, calls.prompt_tokens, calls.completion_tokens, calls.cached_tokens)
 
     async def also(db: Transaction) -> None:
         await _end(db, work, run, kept)

@@ -25,14 +25,19 @@ class Reporter:
 
     def __init__(self, evaluation: ClaimedEvaluation) -> None:
         self._evaluation = evaluation
-        self._now = Progress()
+        self._now = evaluation.progress
         self._changed = asyncio.Event()
 
     def note(self, progress: Progress) -> None:
         """It is so far now."""
+        progress = self.then(progress)
         if (progress.percent, progress.cases_done) > (self._now.percent, self._now.cases_done):
             self._now = progress
             self._changed.set()
+
+    def then(self, progress: Progress) -> Progress:
+        """A later stage, with the test cases that have been run."""
+        return progress.after(self._now)
 
     @asynccontextmanager
     async def reporting(self) -> AsyncIterator[None]:

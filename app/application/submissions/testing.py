@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.application.submissions.grading import grade
 from app.application.submissions.work import Made, Work
-from app.domain.code_runner import SourceProgram
+from app.domain.code_runner import CodeRunner, SourceProgram
 from app.domain.grading import GradingOutcome
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.submission import Node, Outcome, Progress, PutOff
@@ -30,12 +32,17 @@ async def run_tests(work: Work, came: Outcomes) -> Made | PutOff:
         problem = await ProblemRepository(db).problem(evaluation.spec_id, frozen["problem_version"])
         submission = await SubmissionRepository(db).find(str(evaluation.client_id))
     assert problem is not None and submission is not None, "versions stay, and an evaluation has a submission"
+
+    def note(done: int, total: int) -> None:
+        work.goes_on()
+        work.reporter.note(Progress.of_cases(done, total))
+
     graded = await grade(
         tried.runner,
         problem,
         SourceProgram(submission.language, submission.code),
         isolation=await tried.isolation(),
-        on_progress=lambda done, total: work.reporter.note(Progress.of_cases(done, total)),
+        on_progress=note,
     )
     value = graded.to_json()
     value["performance"]["runs"] = []  # they are rows of their own
@@ -43,17 +50,23 @@ async def run_tests(work: Work, came: Outcomes) -> Made | PutOff:
     async def keep_runs(db: Transaction) -> None:
         await SubmissionClaims(db).keep_case_runs(evaluation, _runs(graded))
 
-    if graded.missing is not None:
-        outcome = Outcome.missing(graded.missing, value)
-    else:
-        versions = {"isolation": value["isolation"]["backend"], "level": value["isolation"]["level"]}
-        outcome = Outcome("ok", value, versions=versions)
-    made = Made(outcome, keep_runs)
+    outcome = Outcome("ok" if graded.missing is None else "missing", value, graded.missing)
+    versions = {
+        "isolation": graded.isolation.backend,
+        "level": graded.isolation.level,
+        "toolchains": await _toolchains(tried.runner, {graded.language, graded.performance.reference_language}),
+    }
+    made = Made(replace(outcome, versions=versions), keep_runs)
     if graded.performance.fault == "runner" or any(case.fault == "runner" for case in graded.cases):
         # An hour is enough to mend a machine; then what is known counts.
         why = graded.missing or f"the running time could not be measured: {graded.performance.reason}"
         return PutOff(Node.TESTS, why, patience_s=HOUR_S, instead=made)
     return made
+
+
+async def _toolchains(runner: CodeRunner, languages: set[str | None]) -> dict[str, str]:
+    found = await runner.languages()
+    return {name: toolchain.version for name, toolchain in found.items() if name in languages}
 
 
 def _runs(graded: GradingOutcome) -> list[CaseRun]:

@@ -14,7 +14,7 @@ from app.application.submissions.progress import Reporter
 from app.domain.code_runner import CodeRunner, Isolation, RunnerUnavailableError
 from app.domain.judging.tasks import Trials
 from app.domain.langgraph.submission_state import Outcomes
-from app.domain.submission import Outcome, PutOff
+from app.domain.submission import Node, Outcome, PutOff
 from app.domain.waiting import Wait
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import Transaction
@@ -91,22 +91,23 @@ class SubmissionDesk:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One evaluation that is being made."""
+    """One evaluation that is being made.
+
+    ``goes_on`` is called by a node that has come further, and gives it as long again as it had in the beginning.
+    ``waits`` is what nodes have to wait for after this try.
+    """
 
     evaluation: ClaimedEvaluation
     desk: SubmissionDesk
     reporter: Reporter
+    goes_on: Callable[[], None] = lambda: None
     begun: float = field(default_factory=time.monotonic)
+    waits: dict[Node, Wait] = field(default_factory=dict)
 
     @property
     def now(self) -> float:
         """Seconds of the epoch, by the database's clock."""
         return self.evaluation.claimed_at + time.monotonic() - self.begun
-
-    def wait_for(self, put_off: PutOff) -> Wait:
-        """How long the node has waited, this try counted."""
-        before = self.evaluation.waits.get(put_off.node)
-        return Wait.further(before, put_off.reason, put_off.patience_s, self.now)
 
 
 async def nothing_else(_db: Transaction) -> None:

@@ -57,6 +57,7 @@ class CallsSummary:
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +293,7 @@ class EvaluationRepository:
                 func.count().filter(JudgeCall.raw_answer == ""),
                 func.coalesce(func.sum(JudgeCall.prompt_tokens).filter(paid), 0),
                 func.coalesce(func.sum(JudgeCall.completion_tokens).filter(paid), 0),
+                func.coalesce(func.sum(JudgeCall.cached_tokens).filter(paid), 0),
             )
             .where(JudgeCall.run_id.in_(run_ids))
             .group_by(JudgeCall.run_id)

@@ -29,7 +29,7 @@ _claim = """
     )
     SELECT claimed.id, claimed.submission_id, claimed.revision, claimed.cause, claimed.tries, claimed.basis,
            claimed.waits, extract(epoch FROM now())::float8 AS claimed_at,
-           submission.session_id, submission.client_id, submission.client_id_is_int,
+           submission.session_id, submission.client_id, submission.client_id_is_int, submission.progress,
            session.exam_id, session.participant_id, session.spec_id,
            set_config('synchronous_commit', 'off', true)
     FROM claimed JOIN submissions AS submission ON submission.id = claimed.submission_id
@@ -88,7 +88,12 @@ _end = """
 _end_submission = """
     UPDATE submissions SET status = %(status)s::text, progress = %(progress)s::jsonb,
         ended_at = CASE WHEN %(status)s::text IN ('DONE', 'FAILED') THEN coalesce(ended_at, now()) END
-    WHERE id = %(submission_id)s AND status <> 'DONE' RETURNING id
+    WHERE id = %(submission_id)s AND status <> 'DONE' AND (
+        %(status)s::text <> 'FAILED' OR NOT EXISTS (
+            SELECT 1 FROM submission_evaluations WHERE submission_id = %(submission_id)s AND status <> 'done'
+        )
+    )
+    RETURNING id
     """
 _told_before = """
     SELECT max(revision) AS revision FROM submission_evaluations
@@ -133,7 +138,8 @@ class ClaimedEvaluation:
     """An evaluation that is ours to make for now, under the id of ``worker``, with whose it is.
 
     ``basis`` is what it is to be made by in the place of the exam's settings; ``waits`` what its nodes had to wait for
-    when it was last tried; ``claimed_at`` in seconds of the epoch, by the database's clock.
+    when it was last tried; ``progress`` how far the submission has come; ``claimed_at`` is in seconds of the epoch, by
+    the database's clock.
     """
 
     id: int
@@ -148,6 +154,7 @@ class ClaimedEvaluation:
     basis: Mapping[str, Any]
     tries: int
     waits: Mapping[Node, Wait]
+    progress: Progress
     claimed_at: float
     worker: int
 
@@ -215,6 +222,7 @@ class SubmissionClaims:
                 basis=row.basis,
                 tries=row.tries,
                 waits={Node(node): Wait.from_json(wait) for node, wait in row.waits.items()},
+                progress=Progress.from_json(row.progress),
                 claimed_at=row.claimed_at,
                 worker=worker,
             )
@@ -288,7 +296,10 @@ class SubmissionClaims:
         return None if row.revision is None else int(row.revision)
 
     async def end_submission(self, evaluation: ClaimedEvaluation, status: str, progress: Progress) -> bool:
-        """Set where the submission stands; ``False`` where it is done already, which it stays."""
+        """Set where the submission stands; ``False`` where it is done already, which it stays.
+
+        It has not failed as long as another evaluation of it may still be told.
+        """
         values = {"submission_id": evaluation.submission_id, "status": status}
         return bool(await self._db.run(_end_submission, {**values, "progress": json.dumps(progress.to_json())}))
 
