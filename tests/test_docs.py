@@ -221,7 +221,8 @@ def test_examples_of_submissions_work(service: Service, settings: Settings, tmp_
     commands = example.replace("\\\n", " ").strip().splitlines()
     answers = [json.loads(run(["bash", "-c", command], TURNSTONE=service.url).stdout) for command in commands]
     assert answers[0]["submission_id"] == answers[1]["submission_id"] == "s-1"
-    assert [item["submission_id"] for item in answers[2]["items"]] == ["s-1"]
+    assert answers[2]["revision"] == 1
+    assert [item["submission_id"] for item in answers[3]["items"]] == ["s-1"]
     env = {"TURNSTONE_DATABASE__URL": str(settings.database.url), "TURNSTONE_DATA_DIR": str(tmp_path)}
     for command in "\n".join(blocks("docs/submissions.md", "sh")).splitlines():
         done = run(["bash", "-c", command], **env)

@@ -120,6 +120,7 @@ def test_document_knows_every_call_of_the_contract(service: Service) -> None:
         ("POST", "/api/submissions/{submission_id}/override"),
         ("POST", "/api/submissions/{submission_id}/appeal"),
         ("GET", "/api/submissions/{submission_id}/report"),
+        ("GET", "/api/submissions/{submission_id}/steps"),
         ("PUT", "/api/exams/{exam_id}"),
         ("GET", "/api/exams/{exam_id}"),
         ("GET", "/api/sessions/{session_id}/evaluations"),

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from playwright.async_api import ConsoleMessage
 
-from app.domain.rubric import LANGUAGES, Language
+from app.domain.documents import shipped
+from app.domain.rubric import LANGUAGES, Language, Rubric
+from app.domain.scoring import Criterion
 from app.presentation.web.html import el, joined
 from app.presentation.web.report import HERE, content_security_policy, render_report, style, texts_of
 from tests.conftest import Rows
@@ -246,6 +248,10 @@ async def test_core_gets_the_report_of_a_real_submission(
         text = Page(answer.text).text
         assert texts_of(language)["total"] in text and "def add(a, b):" in text
         assert texts_of(language)["verdicts"]["AC"] in text
+        in_other = Rubric.parse(shipped("rubric", "standard")).text("en" if language == "ko" else "ko").criteria
+        criteria = Rubric.parse(shipped("rubric", "standard")).text(language).criteria
+        assert criteria[Criterion.R1].title in text and criteria[Criterion.R1].anchors[3] in text, "what a 4 is"
+        assert in_other[Criterion.R1].title not in text
     hidden = rows.one("SELECT content->'cases' AS cases FROM problem_versions")["cases"]
     secret = [case for case in hidden if case["group"] != "SAMPLE"]
     assert secret

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from app.core.settings import Settings
+from app.domain.submission import Node
 from tests.conftest import Rows
 from tests.support.chat import Command, environment, wait_until
 from tests.support.core import FakeCore
@@ -81,6 +82,11 @@ def test_a_submission_is_evaluated_and_everything_of_it_is_written_and_told(
     made_by |= {"checks": {"policy"}, "aggregate": {"policy"}}
     assert {node: names for node, names in made_by.items() if not names <= set(found[node]["versions"])} == {}
     assert found["tests"]["versions"]["toolchains"]["python"].startswith("3.")
+    told = rest.get("/api/submissions/88001/steps").json()
+    assert (told["revision"], told["status"]) == (1, "done")
+    assert [step["step"] for step in told["steps"]] == list(Node)[:-1]
+    assert {step.pop("step"): step for step in told["steps"]} == found
+    problem(rest.get("/api/submissions/88001/steps", params={"revision": 2}), 404, "submission_not_found")
     scores = body["final_scores"]
     assert (scores["status"], scores["prompt_score"], scores["correctness_score"]) == ("SCORED", 80, 100)
     assert body["turn_scores"]["2"]["score"] == 80 and body["revision"] == 1 and body["progress"]["percent"] == 100

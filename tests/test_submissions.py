@@ -74,7 +74,7 @@ def ended(rest: httpx.Client, submission_id: str | int, timeout: float = 60.0) -
 # ---------------------------------------------------------------- taken
 
 
-@pytest.mark.parametrize("submission_id", ["a/b", "a/report", "report", "a/rerun", "한 글/report"])
+@pytest.mark.parametrize("submission_id", ["a/b", "a/report", "report", "a/steps", "a/rerun", "한 글/report"])
 def test_an_id_that_looks_like_a_path_is_an_id(waiting: httpx.Client, submission_id: str) -> None:
     taken(waiting, new_session(waiting), submission_id=submission_id)
     assert show(waiting, submission_id)["submission_id"] == submission_id

@@ -56,7 +56,7 @@ def report(
         from app.application.submissions.reporting import read_report
         from app.presentation.web.report import render_report
 
-        page = render_report(await read_report(submission_id, revision), language)
+        page = render_report(await read_report(submission_id, language, revision), language)
         if output is None:
             typer.echo(page, nl=False)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -168,6 +168,21 @@ class SubmissionService:
         async with get_db_context() as db:
             found = await SubmissionRepository(db).find(submission_id) if _can_be_stored(submission_id) else None
             return None if found is None else await _seen(db, found)
+
+    async def steps(
+        self, submission_id: str, revision: int | None
+    ) -> tuple[SubmissionEvaluation, Mapping[Node, Outcome]]:
+        """An evaluation, the newest where none is named, with what has come of its nodes so far.
+
+        Raises:
+            TurnstoneError: ``submission_not_found``: no such submission, or none with this revision.
+        """
+        async with get_db_context() as db:
+            seen = await _seen(db, await _found(db, submission_id))
+            fitting = [each for each in seen.evaluations if revision in (None, each.revision)]
+            if not fitting:
+                raise TurnstoneError(ErrorCode.SUBMISSION_NOT_FOUND, f"The submission has no revision {revision}.")
+            return fitting[-1], await SubmissionClaims(db).steps(fitting[-1].id)
 
     async def list_submissions(
         self,

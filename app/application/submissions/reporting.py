@@ -11,7 +11,7 @@ from app.application.submissions.conversation import read_conversation
 from app.application.submissions.explaining import scored
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.problem import Problem
-from app.domain.rubric import Language, Rubric
+from app.domain.rubric import CriterionText, Language, Rubric
 from app.domain.scoring import HIGHEST_SCORE, Criterion, ScorePolicy
 from app.domain.submission import Node
 from app.infrastructure.persistence.models import Submission, SubmissionEvaluation
@@ -90,8 +90,10 @@ class Report:
     versions: Mapping[str, str]
 
 
-async def read_report(submission_id: str, revision: int | None = None) -> Report:
-    """Read what a report says; of the newest revision that was told of, where none is named.
+async def read_report(submission_id: str, language: Language, revision: int | None = None) -> Report:
+    """Read what a report in a language says; of the newest revision that was told of, where none is named.
+
+    What judges have written stays in the exam's language, and so does a rubric that has no text in the report's.
 
     Raises:
         TurnstoneError: ``submission_not_found`` or ``not_scored``.
@@ -108,7 +110,10 @@ async def read_report(submission_id: str, revision: int | None = None) -> Report
         version = frozen["problem_version"]
         known = session.spec_id is not None and version is not None
         problem = await ProblemRepository(db).problem(session.spec_id or 0, version) if known else None
-        turns = await _turns(db, submission, evaluation, came)
+        spoken: Language = frozen["spoken"]
+        criteria = rubric.text(language if language in rubric.texts else spoken).criteria
+        words = _translated(rubric.text(spoken).criteria, criteria)
+        turns = await _turns(db, submission, evaluation, came, words)
     final, tests = evaluation.result["final_scores"], _value(came, Node.TESTS)
     return Report(
         submission_id=submission.client_id,
@@ -120,7 +125,7 @@ async def read_report(submission_id: str, revision: int | None = None) -> Report
         weights=policy.total_weights,
         prompt_shares=_prompt_shares(policy),
         turns=turns,
-        session=_session(came, rubric, frozen["spoken"]),
+        session=_session(came, criteria),
         samples=_samples(problem, tests),
         groups=_groups(tests),
         compile_error=_compile_error(tests),
@@ -142,7 +147,11 @@ def _prompt_shares(policy: ScorePolicy) -> dict[str, float]:
 
 
 async def _turns(
-    db: Transaction, submission: Submission, evaluation: SubmissionEvaluation, came: Outcomes
+    db: Transaction,
+    submission: Submission,
+    evaluation: SubmissionEvaluation,
+    came: Outcomes,
+    words: Mapping[str, str],
 ) -> list[ReportedTurn]:
     entries = _value(came, Node.TURNS).get("turns") or ()
     said = await read_conversation(db, submission.session_id, submission.last_turn)
@@ -163,7 +172,7 @@ async def _turns(
                 entry["intent"],
                 told.get("score"),
                 told.get("status", "missing"),
-                [_remark(each, number) for each in criteria],
+                [_remark(each, number, words) for each in criteria],
                 _spans(prompt, [each for each in criteria if each["counts"]]),
                 result.get("advice") or "",
             )
@@ -171,10 +180,22 @@ async def _turns(
     return found
 
 
-def _remark(told: Mapping[str, Any], turn: int) -> Remark:
-    return Remark(
-        told["title"], told["score"], told["anchor"], told["quote"], told["reason"], turn, counts=bool(told["counts"])
-    )
+def _translated(spoken: Mapping[Criterion, CriterionText], shown: Mapping[Criterion, CriterionText]) -> dict[str, str]:
+    """A rubric's words as they were written down with the marks, and the same in the report's language."""
+    return {
+        written: word
+        for criterion in Criterion
+        for written, word in zip(
+            (spoken[criterion].title, *spoken[criterion].anchors),
+            (shown[criterion].title, *shown[criterion].anchors),
+            strict=True,
+        )
+    }
+
+
+def _remark(told: Mapping[str, Any], turn: int, words: Mapping[str, str]) -> Remark:
+    title, anchor = (words.get(told[name], told[name]) for name in ("title", "anchor"))
+    return Remark(title, told["score"], anchor, told["quote"], told["reason"], turn, counts=bool(told["counts"]))
 
 
 def _spans(prompt: str, criteria: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
@@ -195,11 +216,10 @@ def _spans(prompt: str, criteria: Sequence[Mapping[str, Any]]) -> list[tuple[int
     return merged
 
 
-def _session(came: Outcomes, rubric: Rubric, spoken: Language) -> list[Remark]:
+def _session(came: Outcomes, texts: Mapping[Criterion, CriterionText]) -> list[Remark]:
     """For each criterion the median, with the words of the judge that is nearest to it."""
     value = _value(came, Node.PANEL)
     judges, marks = value.get("judges") or (), value.get("marks") or {}
-    texts = rubric.text(spoken).criteria
     remarks = []
     for criterion in Criterion:
         said = [judge["marks"][criterion] for judge in judges if criterion in judge["marks"]]

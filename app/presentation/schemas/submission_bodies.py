@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.application.services.submission_service import Again, RerunOrder, Seen
 from app.domain.final_scores import Component, Override
-from app.domain.submission import Progress
+from app.domain.submission import Node, Outcome, Progress
 from app.infrastructure.persistence.models import SubmissionEvaluation
 from app.presentation.schemas.bodies import Said as Code
 from app.presentation.schemas.bodies import TurnIdField
@@ -126,6 +127,42 @@ class SubmissionEvaluationBody(BaseModel):
             created_at=evaluation.created_at,
             ended_at=evaluation.ended_at,
         )
+
+
+class StepCostBody(BaseModel):
+    """What a step took: calls to a judge with their tokens, and milliseconds in all."""
+
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    ms: int
+
+
+class StepBody(BaseModel):
+    """What came of a step, as it was stored. ``missing``: it cannot be had, for ``reason``."""
+
+    step: str
+    status: Literal["ok", "missing", "skipped"]
+    reason: str | None
+    value: Any = Field(description="what it found; its form is the step's own")
+    evidence: Any = Field(description="where to look for what it rests on")
+    versions: dict[str, Any] = Field(description="what it was made by")
+    cost: StepCostBody
+
+
+class StepsBody(BaseModel):
+    """An evaluation with its steps, in their order, as far as they are done."""
+
+    revision: int
+    status: Literal["waiting", "held", "done"]
+    steps: list[StepBody]
+
+    @classmethod
+    def of(cls, evaluation: SubmissionEvaluation, steps: Mapping[Node, Outcome]) -> StepsBody:
+        """The stored steps as a body."""
+        told = [StepBody(step=node.value, **steps[node].to_json()) for node in Node if node in steps]
+        return cls(revision=evaluation.revision, status=evaluation.status.value, steps=told)
 
 
 class SubmissionBody(BaseModel):

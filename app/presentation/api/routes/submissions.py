@@ -25,6 +25,7 @@ from app.presentation.schemas.submission_bodies import (
     RerunRequest,
     ScoreAppealBody,
     ScoreOverrideRequest,
+    StepsBody,
     SubmissionBody,
     SubmissionRequest,
 )
@@ -44,6 +45,7 @@ _AS_TOLD: dict[str, Any] = {"response_model_exclude_unset": True}
 
 router = APIRouter(prefix="/api", responses=PROBLEMS, tags=["submissions"])
 
+Revision = Annotated[int | None, Query(ge=1, le=2**31 - 1), EMPTY_IS_NONE]
 SessionId = Annotated[str, Path(max_length=64)]
 
 
@@ -125,18 +127,30 @@ async def appeal(submission_id: str, body: AppealRequest, request: Request) -> S
     return ScoreAppealBody(review_id=str(item_id), revision=evaluation.revision)
 
 
+@router.get(f"/submissions/{{submission_id:{ANY_TEXT}}}/steps", **_AS_TOLD)
+async def steps(submission_id: str, request: Request, revision: Revision = None) -> StepsBody | SubmissionBody:
+    """What each step of an evaluation has found, by what, and what it took; of the newest, where none is named.
+
+    Or the submission whose own id is `…/steps`.
+    """
+    resources: Resources = request.app.state.resources
+    if (named_so := await resources.submissions.find(f"{submission_id}/steps")) is not None:
+        return SubmissionBody.of(named_so)
+    return StepsBody.of(*await resources.submissions.steps(_checked(submission_id), revision))
+
+
 @router.get(f"/submissions/{{submission_id:{ANY_TEXT}}}/report", response_class=Response, responses=_PAGE)
 async def report(
     submission_id: str,
     request: Request,
     language: Annotated[Language, Query(description="of the report")] = "en",
-    revision: Annotated[int | None, Query(ge=1, le=2**31 - 1), EMPTY_IS_NONE] = None,
+    revision: Revision = None,
 ) -> Response:
     """What a candidate may read of a submission: scores, evidence, advice. Core shows it once the exam is over."""
     resources: Resources = request.app.state.resources
     if (named_so := await resources.submissions.find(f"{submission_id}/report")) is not None:
         return JSONResponse(SubmissionBody.of(named_so).model_dump(mode="json", exclude_unset=True))
-    read = await read_report(_checked(submission_id), revision)
+    read = await read_report(_checked(submission_id), language, revision)
     page = await to_thread.run_sync(render_report, read, language)
     return HTMLResponse(
         page,
