@@ -1,4 +1,7 @@
-"""``python -m hostile_programs``: run every program many times and show a table. Exit code 1 where anything got out."""
+"""``python -m hostile_programs``: run every program many times and show a table.
+
+Exit code 1 where anything got out or was left, or where too many programs outlived their limit by more than 250 ms.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,13 @@ from hostile_programs.trial import Trial, attempt, forge, surroundings
 PROGRAMS: Sequence[Hostile] = (*REACHING, *EXHAUSTING, *COMPILING)
 
 _AT_ONCE = 3
+_END_WITHIN_MS = 250.0
+_IN_TIME = 0.95
+"""Of the programs that meet a limit so many are gone within that time; a busy machine makes some of them late."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 nothing got out, 1 something did, 2 nothing could be tried."""
+    """Returns the exit code: 0 nothing got out, 1 something did or outlived its limit, 2 nothing could be tried."""
     parser = argparse.ArgumentParser(prog="python -m hostile_programs", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="how often each program is run (20)")
     parser.add_argument("--levels", nargs="*", default=["best", "rlimits"], choices=["best", *get_args(Level)])
@@ -91,13 +97,15 @@ async def _try_backend(backend: Backend, runs: int, only: str) -> int:
             await asyncio.gather(*map(one, programs), *map(other, forged))
             left += backend.leftovers()
             print(f"  round {number} of {runs}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    _show(trials)
+    in_time = _show(trials)
     wrong = sum(bool(trial.problems) for trial in trials)
     print(
         f"  {len(trials)} runs, {wrong} with a problem; {len(forged) * runs} forgeries, {len(passed)} passed; "
         f"{len(left)} left behind {left[:5] or ''}"
     )
-    return wrong + len(passed) + len(left)
+    if not in_time:
+        print(f"  LATE: less than {_IN_TIME:.0%} were gone {_END_WITHIN_MS:.0f} ms after their limit")
+    return wrong + len(passed) + len(left) + (not in_time)
 
 
 def _overhead(found: Overhead) -> str:
@@ -108,7 +116,8 @@ def _overhead(found: Overhead) -> str:
     )
 
 
-def _show(trials: Sequence[Trial]) -> None:
+def _show(trials: Sequence[Trial]) -> bool:
+    """Print the table; whether enough programs ended soon after their limit."""
     print(f"  {'program':42} {'runs':>5} {'ends':20} {'latest end':>11}  problems")
     for name in dict.fromkeys(trial.name for trial in trials):
         mine = [trial for trial in trials if trial.name == name]
@@ -117,13 +126,15 @@ def _show(trials: Sequence[Trial]) -> None:
         worst = f"{max(late):.0f} ms" if late else ""
         print(f"  {name:42} {len(mine):5} {ends:20} {worst:>11}  {sum(bool(trial.problems) for trial in mine)}")
     late = [trial.late_ms for trial in trials if trial.late_ms is not None]
-    if late:
-        late.sort()
-        share = sum(one <= 250 for one in late) / len(late)
-        print(
-            f"  from limit to end: median {statistics.median(late):.0f} ms, "
-            f"p99 {late[int(len(late) * 0.99)]:.0f} ms, latest {late[-1]:.0f} ms, {share:.1%} within 250 ms"
-        )
+    if not late:
+        return True
+    late.sort()
+    share = sum(one <= _END_WITHIN_MS for one in late) / len(late)
+    print(
+        f"  from limit to end: median {statistics.median(late):.0f} ms, p99 {late[int(len(late) * 0.99)]:.0f} ms, "
+        f"latest {late[-1]:.0f} ms, {share:.1%} within {_END_WITHIN_MS:.0f} ms"
+    )
+    return share >= _IN_TIME
 
 
 if __name__ == "__main__":
