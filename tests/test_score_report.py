@@ -16,9 +16,11 @@ import pytest
 import yaml
 from playwright.async_api import ConsoleMessage
 
+from app.domain.code_runner import LANGUAGES as LANGUAGES_OF_CODE
 from app.domain.documents import shipped
 from app.domain.rubric import LANGUAGES, Language, Rubric
 from app.domain.scoring import Criterion
+from app.infrastructure.analysis.lint import own_rules
 from app.presentation.web.html import el, joined
 from app.presentation.web.report import HERE, content_security_policy, render_report, style, texts_of
 from tests.conftest import Rows
@@ -168,6 +170,24 @@ def test_languages_say_the_same() -> None:
         return sorted(re.findall(r"\{(\w+)\}", value))
 
     assert shape(texts["en"]) == shape(texts["ko"])
+
+
+def test_what_a_linter_says_is_said_in_korean_too() -> None:
+    texts = texts_of("ko")["lint"]
+    ours = {rule["id"] for language in LANGUAGES_OF_CODE for rule in own_rules(language)}
+    assert len(ours) > 15 and ours <= set(texts)
+    for rule, said in texts.items():
+        assert rule in ours or re.fullmatch(r"[A-Z]+\d+|invalid-syntax", rule), rule
+        assert re.search("[가-힣]", said), rule
+    found = {
+        **(report().analysis or {}),
+        "lint": [{"rule": "loose-equality", "line": 3, "column": 1, "message": "== converts …"}],
+    }
+    made = replace(report(), analysis=found)
+    assert texts["loose-equality"] in Page(render_report(made, "ko")).text
+    assert "== converts …" in Page(render_report(made, "en")).text
+    unknown = {**found, "lint": [{"rule": "PLE0101", "line": 3, "column": 1, "message": "Explicit return"}]}
+    assert "Explicit return" in Page(render_report(replace(report(), analysis=unknown), "ko")).text
 
 
 def test_headings_go_down_one_step_at_a_time() -> None:

@@ -25,8 +25,10 @@ Texts = Mapping[str, Any]
 @cache
 def texts_of(language: Language) -> Texts:
     """What a report says in a language."""
-    texts: Texts = yaml.safe_load((HERE / "report_texts.yaml").read_text(encoding="utf-8"))[language]
-    return texts
+    texts, lint = (
+        yaml.safe_load((HERE / name).read_text(encoding="utf-8")) for name in ("report_texts.yaml", "report_lint.yaml")
+    )
+    return {**texts[language], "lint": lint.get(language, {})}
 
 
 @cache

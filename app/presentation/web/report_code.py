@@ -71,10 +71,14 @@ def _measures(analysis: Mapping[str, Any] | None, t: Texts) -> Iterator[Html]:
     lines = analysis.get("lines")
     if isinstance(lines, Mapping):
         yield el("p", t["lines"].format(**{name: lines.get(name) for name in ("total", "code", "comments")}))
+    changed = analysis.get("difference")
+    if changed is not None:
+        figures = {name: changed[name] for name in ("added", "removed", "kept")}
+        yield el("p", t["difference"].format(before=changed["lines_before"], **figures))
     if functions:
         rows = [(each["name"], f"{each['start']}–{each['end']}", str(each["complexity"])) for each in functions[:_MOST]]
         yield _table(t["code_title"], (t["function"], t["line"], t["complexity_short"]), rows, numbers=(1, 2))
-    findings = _findings(analysis)
+    findings = _findings(analysis, t)
     yield el("h3", t["findings"])
     if findings:
         yield _table(t["findings"], (t["line"], t["finding"]), findings[:_MOST], numbers=(0,))
@@ -82,14 +86,14 @@ def _measures(analysis: Mapping[str, Any] | None, t: Texts) -> Iterator[Html]:
         yield el("p", t["no_findings"])
 
 
-def _findings(analysis: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _findings(analysis: Mapping[str, Any], t: Texts) -> list[tuple[str, str]]:
     """Line and message of everything that was found: the problem's patterns where they match, and lint."""
     patterns = [
-        (match["line"], pattern["message"])
+        (match["line"], pattern["message"] or pattern["id"])
         for pattern in analysis.get("patterns") or ()
         for match in pattern["matches"]
     ]
-    lint = [(found["line"], found["message"]) for found in analysis.get("lint") or ()]
+    lint = [(found["line"], t["lint"].get(found["rule"], found["message"])) for found in analysis.get("lint") or ()]
     return [(str(line), str(message)) for line, message in sorted(patterns) + lint]
 
 
