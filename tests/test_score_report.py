@@ -190,6 +190,13 @@ def test_what_a_linter_says_is_said_in_korean_too() -> None:
     assert "Explicit return" in Page(render_report(replace(report(), analysis=unknown), "ko")).text
 
 
+def test_a_report_says_how_far_the_code_is_from_its_first_version() -> None:
+    changed = {"lines_before": 9, "added": 7, "removed": 2, "kept": 31}
+    made = replace(report(), analysis={**(report().analysis or {}), "difference": changed})
+    assert "(9 lines): 7 added, 2 removed, 31 kept" in Page(render_report(made, "en")).text
+    assert "7줄 추가, 2줄 삭제, 31줄 유지" in Page(render_report(made, "ko")).text
+
+
 def test_headings_go_down_one_step_at_a_time() -> None:
     for made in (report(), pending()):
         levels = [int(tag[1]) for tag in Page(render_report(made, "en")).headings]
