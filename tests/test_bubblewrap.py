@@ -348,6 +348,23 @@ asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
     assert done.stdout.split("\n")[:2] == ["the service's own", "1000"], done.stderr
 
 
+async def test_a_program_may_be_larger_than_what_it_may_write(runner: BubblewrapRunner) -> None:
+    if "c" not in await runner.languages():
+        pytest.skip("there is no toolchain for c on this machine")
+    source = """#include <stdio.h>
+    int a[2000001] = {1};
+    int main() {
+        FILE *file = fopen("/work/x", "w");
+        long count = 0;
+        while (count < 8000 && fwrite(a, 1, 1024, file) == 1024 && !fflush(file)) count++;
+        printf("%ld", count);
+    }"""
+    async with runner.prepared(SourceProgram("c", source)) as program:
+        assert isinstance(program, PreparedProgram), program
+        [execution] = [one async for one in runner.run(program, [b""], Limits(files_mb=1))]
+    assert (execution.how, execution.stdout) == (Ended.FINISHED, b"1024"), "8 MB are put in, 1 MiB may be written"
+
+
 async def test_overhead_is_small(runner: BubblewrapRunner) -> None:
     """Start to end of a Python program that does nothing; the promise is a median of 60 ms on an idle machine."""
     async with runner.prepared(SourceProgram("python", "pass")) as program:

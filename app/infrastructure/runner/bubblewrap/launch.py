@@ -115,7 +115,8 @@ def _become(box: Box, account: Account, out: int, err: int, passed: Sequence[int
     most = {
         # A limit of 1 is the one that keeps programs from being dumped into a pipe, too.
         resource.RLIMIT_CORE: 1,
-        resource.RLIMIT_FSIZE: limits.files_mb << 20,
+        # Bubblewrap itself is bound by it while it copies the files in; /work's own size is what the program meets.
+        resource.RLIMIT_FSIZE: max([limits.files_mb << 20, *(os.fstat(one).st_size for _, one, _ in box.files)]),
         resource.RLIMIT_NOFILE: 256,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
