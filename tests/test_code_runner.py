@@ -294,6 +294,15 @@ async def test_a_compiler_has_limits_of_its_own(runner: CodeRunner) -> None:
         assert it.cause == "the compiled program is larger than 97 KiB"
 
 
+@pytest.mark.parametrize("name", ["A" * 300, "가" * 90])
+async def test_a_class_whose_file_no_system_can_hold_is_its_author_s(runner: CodeRunner, name: str) -> None:
+    if "java" not in await runner.languages():
+        pytest.skip("there is no toolchain for java on this machine")
+    source = f"public class {name} {{ public static void main(String[] a) {{ }} }}"
+    async with runner.prepared(SourceProgram("java", source)) as refused:
+        assert isinstance(refused, CompileFailed)
+
+
 async def test_a_language_without_a_toolchain_is_refused(runner: CodeRunner) -> None:
     with pytest.raises(UnknownLanguageError, match="cobol"):
         async with runner.prepared(SourceProgram("cobol", "")):

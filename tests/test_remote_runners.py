@@ -619,6 +619,9 @@ def test_judge0_s_look_at_syntax(language: str, tmp_path: Path) -> None:
         ("class Outer { static class In { static void main(int[] a){} } } class B { static void main(int[] a){} }",
          "Main.java", "B"),
         ("not Java", "Main.java", "Main"),
+        (f"public class {'A' * 245} {{ }}", f"{'A' * 245}.java", "A" * 245),
+        (f"public class {'A' * 246} {{ }}", "Main.java", "Main"),
+        (f"public class {'가' * 90} {{ }}", "Main.java", "Main"),
     ],
 )  # fmt: skip
 def test_names_in_java(source: str, file: str, main: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.domain.code_runner import Toolchain
+from app.infrastructure.runner.java_file import java_file
 
 PROGRAM = "/program"
 """Where a sandbox has the program; its working directory is ``/work``."""
@@ -169,7 +170,7 @@ def _java() -> Language | None:
 def _java_file(source: str) -> str:
     bare = re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', " ", source, flags=re.DOTALL)
     public = _PUBLIC_CLASS.search(bare)
-    return f"{public[1] if public else 'Main'}.java"
+    return java_file(public[1] if public else None)
 
 
 def main_class(classes: dict[str, bytes], source_name: str) -> str:

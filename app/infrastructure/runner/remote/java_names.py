@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from app.infrastructure.runner.java_file import java_file
+
 _NO_CODE = re.compile(
     r"""//[^\n]* | /\*.*?\*/ | \"\"\".*?\"\"\" | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])+'""", re.DOTALL | re.VERBOSE
 )
@@ -31,10 +33,11 @@ def java_names(source: str) -> JavaNames:
     """
     bare = _NO_CODE.sub(" ", source)
     public, package = _PUBLIC.search(bare), _PACKAGE.search(bare)
-    of_file = public[1] if public else "Main"
+    file = java_file(public[1] if public else None)
+    of_file = file.removesuffix(".java")
     started = _with_main(bare)
     main = next((name for name in ("Main", of_file, *started) if name in started), of_file)
-    return JavaNames(f"{of_file}.java", f"{package[1]}.{main}" if package else main)
+    return JavaNames(file, f"{package[1]}.{main}" if package else main)
 
 
 def _with_main(bare: str) -> list[str]:
