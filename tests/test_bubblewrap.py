@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -363,6 +365,60 @@ async def test_a_program_may_be_larger_than_what_it_may_write(runner: Bubblewrap
         assert isinstance(program, PreparedProgram), program
         [execution] = [one async for one in runner.run(program, [b""], Limits(files_mb=1))]
     assert (execution.how, execution.stdout) == (Ended.FINISHED, b"1024"), "8 MB are put in, 1 MiB may be written"
+
+
+async def test_java_with_hundreds_of_classes_takes_few_descriptors(runner: BubblewrapRunner) -> None:
+    if "java" not in await runner.languages():
+        pytest.skip("there is no toolchain for java on this machine")
+    classes = "\n".join(f"static class C{n} {{ int f() {{ return {n}; }} }}" for n in range(300))
+    total = "; ".join(f"sum += new C{n}().f()" for n in range(300))
+    source = f"class Main {{ {classes}\npublic static void main(String[] a) {{ int sum = 0; {total}; say(sum); }}\n"
+    source += "static void say(int sum) { System.out.print(sum); } }"
+    warden = runner.warden_pid
+    assert warden is not None
+    before = len(list(Path(f"/proc/{warden}/fd").iterdir()))
+    async with runner.prepared(SourceProgram("java", source)) as program:
+        assert isinstance(program, PreparedProgram), program
+        runs = [run async for run in runner.run(program, [b""] * 3, Limits(cpu_s=10, wall_s=30))]
+        assert [(run.how, run.stdout) for run in runs] == [(Ended.FINISHED, b"44850")] * 3, runs
+        assert len(list(Path(f"/proc/{warden}/fd").iterdir())) <= before + 2
+
+
+async def test_a_program_that_the_warden_cannot_keep_fails_alone(runner: BubblewrapRunner) -> None:
+    """It has no descriptors left when the program comes, and some again when that is run."""
+    warden = runner.warden_pid
+    assert warden is not None
+    async with runner.prepared(SourceProgram("python", "print(1)")) as kept:
+        _, most = resource.prlimit(warden, resource.RLIMIT_NOFILE)
+        resource.prlimit(warden, resource.RLIMIT_NOFILE, (3, most))
+        link = runner._link  # what follows happens between two steps of the runner
+        assert link is not None
+        link.put("lost", [("/program/main.py", 0o444, b"print(2)")])
+        with pytest.raises(RunnerUnavailableError, match="Too many open files"):
+            [one async for one in runner.run(kept, [b""], Limits())]
+        resource.prlimit(warden, resource.RLIMIT_NOFILE, (most, most))
+        assert isinstance(kept, runner_module._Prepared)
+        with pytest.raises(RunnerUnavailableError, match="Too many open files"):
+            [one async for one in runner.run(replace(kept, handle="lost"), [b""], Limits())]
+        assert [one.stdout async for one in runner.run(kept, [b""], Limits())] == [b"1\n"]
+    assert runner.warden_pid == warden
+
+
+async def test_descriptors_are_many_for_the_warden_and_few_for_a_program() -> None:
+    usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    runner = BubblewrapRunner(1)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1000), most))
+        await works_here(runner)
+        assert runner.warden_pid is not None
+        assert resource.prlimit(runner.warden_pid, resource.RLIMIT_NOFILE)[0] == min(most, 65_536)
+        source = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+        async with runner.prepared(SourceProgram("python", source)) as program:
+            assert isinstance(program, PreparedProgram)
+            assert [one.stdout async for one in runner.run(program, [b""], Limits())] == [b"256 256\n"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (usual, most))
+        await runner.close()
 
 
 async def test_overhead_is_small(runner: BubblewrapRunner) -> None:

@@ -5,6 +5,7 @@ A group's name holds who made it, so that what a killed process left behind is f
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PREFIX = "turnstone."
+_ABSENT = {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP}
+"""A file that this kernel does not have, of a group that is gone, or that cannot be read."""
 
 
 class OwnCgroups(NamedTuple):
@@ -137,10 +140,16 @@ def remove_tree(group: Path) -> None:
 
 
 def read_number(file: Path, key: str | None = None) -> int:
-    """A file's number, or the one behind ``key``; 0 where there is none."""
+    """A file's number, or the one behind ``key``; 0 where there is none.
+
+    Raises:
+        OSError: there may be one. Taken for 0 it would say that a limit was not met.
+    """
     try:
         text = file.read_text()
-    except OSError:
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
         return 0
     if key is None:
         return int(text) if text.strip().isdigit() else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import tarfile
+import zipfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from app.infrastructure.runner.bubblewrap.accounts import WORK
 from app.infrastructure.runner.bubblewrap.boxes import box_limits, box_options, compile_command
 from app.infrastructure.runner.bubblewrap.frames import Frame
 from app.infrastructure.runner.bubblewrap.readings import read_compiler
-from app.infrastructure.runner.bubblewrap.toolchains import PROGRAM, Language, main_class
+from app.infrastructure.runner.bubblewrap.toolchains import JAR, PROGRAM, Language, main_class
 
 _MOST_FILES = 500
 _READ_ONLY, _RUNNABLE = 0o444, 0o555
@@ -66,15 +67,14 @@ async def compile_program(run: Run, language: Language, source: str, limits: Com
     files = await asyncio.to_thread(_unpack, made)
     if files is None:
         return CompileFailed("", f"compiling made no classes, or more than {_MOST_FILES} files")
-    placed = [(f"{PROGRAM}/{path}", _READ_ONLY, content) for path, content in files.items()]
-    return Compiled(placed, main_class(files, name))
+    return Compiled([(JAR, _READ_ONLY, _pack(files))], main_class(files, name))
 
 
 def _unpack(archive: bytes) -> dict[str, bytes] | None:
     """Plain files of an archive by their path; it comes out of a sandbox, so nothing in it is believed."""
     files: dict[str, bytes] = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as opened:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:", encoding="utf-8", errors="replace") as opened:
             for member in opened:
                 path = PurePosixPath(member.name)
                 if not member.isreg() or path.is_absolute() or ".." in path.parts:
@@ -87,3 +87,12 @@ def _unpack(archive: bytes) -> dict[str, bytes] | None:
     except tarfile.TarError:
         return None
     return files or None
+
+
+def _pack(files: dict[str, bytes]) -> bytes:
+    """A jar of them."""
+    jar = io.BytesIO()
+    with zipfile.ZipFile(jar, "w") as opened:
+        for path, content in files.items():
+            opened.writestr(zipfile.ZipInfo(path), content)
+    return jar.getvalue()

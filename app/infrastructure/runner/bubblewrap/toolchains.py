@@ -17,6 +17,9 @@ from app.infrastructure.runner.java_file import java_file
 
 PROGRAM = "/program"
 """Where a sandbox has the program; its working directory is ``/work``."""
+JAR = f"{PROGRAM}/main.jar"
+"""All classes of a Java program in one file: each file takes a descriptor as long as the program is kept, and one more
+for each run of it."""
 
 _VERSION = re.compile(r"\d+(?:\.\d+)+")
 _VERSION_S = 20
@@ -48,7 +51,7 @@ class Language:
 
     Attributes:
         compile: the command that makes ``/work/out`` of the file in ``PROGRAM``, or only checks it.
-        makes: ``file`` (the program is ``/work/out``), ``tree`` (it is what ``/work/out`` holds) or ``nothing``
+        makes: ``file`` (the program is ``/work/out``), ``tree`` (a jar of what ``/work/out`` holds) or ``nothing``
             (the source is the program).
         run: the command for a limit in MiB and the program's name.
         name_of: what the source file is called.
@@ -156,7 +159,7 @@ def _java() -> Language | None:
             f"{PROGRAM}/{source}",
         ],
         run=lambda memory, name: [
-            str(java), *common, *encoding, f"-Xmx{memory}m", "-cp", PROGRAM, name,
+            str(java), *common, *encoding, f"-Xmx{memory}m", "-cp", JAR, name,
         ],
         name_of=_java_file,
         makes="tree",

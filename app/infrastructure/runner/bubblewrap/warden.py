@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from app.infrastructure.runner.bubblewrap.staging import stage
 from app.infrastructure.runner.bubblewrap.users import a_user
 
 _F_ADD_SEALS, _ALL_SEALS = 1033, 0xF
+_DESCRIPTORS = 65_536
 
 
 class _Memory:
@@ -43,10 +45,14 @@ class _Memory:
         import fcntl
 
         self._descriptor = os.memfd_create("turnstone", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        view = memoryview(content)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-        fcntl.fcntl(self._descriptor, _F_ADD_SEALS, _ALL_SEALS)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            fcntl.fcntl(self._descriptor, _F_ADD_SEALS, _ALL_SEALS)
+        except OSError:
+            self.close()
+            raise
 
     def open(self) -> int:
         """A new descriptor that stands at the beginning."""
@@ -80,6 +86,7 @@ class Warden:
         self._watched = 0
         self._filter = _Memory(seccomp_program())
         self._kept: dict[str, list[tuple[str, int, _Memory]]] = {}
+        self._not_kept: dict[str, OSError] = {}
         self._runs: dict[int, asyncio.Task[None]] = {}
         self._count = 0
 
@@ -99,12 +106,9 @@ class Warden:
         header, parts = frame
         match header["do"]:
             case "put":
-                self._kept[header["handle"]] = [
-                    (path, mode, _Memory(part)) for (path, mode), part in zip(header["files"], parts, strict=True)
-                ]
+                self._put(header["handle"], header["files"], parts)
             case "drop":
-                for _, _, memory in self._kept.pop(header["handle"], ()):
-                    memory.close()
+                self._drop(header["handle"])
             case "run":
                 task = asyncio.create_task(self._run(header, parts))
                 self._runs[header["id"]] = task
@@ -113,6 +117,21 @@ class Warden:
                 if (run := self._runs.get(header["id"])) is not None:
                     run.cancel()
 
+    def _put(self, handle: str, files: list[tuple[str, int]], parts: list[bytes]) -> None:
+        """Keep them; where that fails, so do this program's runs, and no others."""
+        kept = self._kept[handle] = []
+        try:
+            for (path, mode), part in zip(files, parts, strict=True):
+                kept.append((path, mode, _Memory(part)))
+        except OSError as error:
+            self._drop(handle)
+            self._not_kept[handle] = error
+
+    def _drop(self, handle: str) -> None:
+        self._not_kept.pop(handle, None)
+        for _, _, memory in self._kept.pop(handle, ()):
+            memory.close()
+
     async def _run(self, header: dict[str, Any], parts: list[bytes]) -> None:
         limits = BoxLimits(**header["limits"])
         self._count += 1
@@ -120,6 +139,8 @@ class Warden:
         own: list[_Memory] = []
         users = ExitStack()
         try:
+            if header["handle"] in self._not_kept:
+                raise self._not_kept[header["handle"]]
             uid = users.enter_context(a_user()) if self._root else None
             account = self._accounts.open(
                 f"run-{self._count}", memory_mb=limits.memory_mb, processes=limits.processes + 1
@@ -238,9 +259,17 @@ async def _main() -> None:
         accounts.close()
 
 
+def _have_descriptors() -> None:
+    """As many as may be had: programs and runs take some each. A sandbox has a limit of its own."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), most))
+
+
 def main() -> None:
     """Serve until standard input ends."""
     close_all_but(())  # uvloop lets a process inherit both ends of what it speaks through
+    _have_descriptors()
     # A terminal's Ctrl+C goes to the service, which ends what it started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
