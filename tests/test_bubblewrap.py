@@ -170,13 +170,14 @@ async def test_when_the_warden_is_killed_its_runs_end_and_the_next_one_starts_it
 
 
 def orphans() -> list[int]:
-    """Sandboxes whose warden is gone."""
+    """Sandboxes whose warden is gone, and programs in such: what runs under init and is bubblewrap or has its gate."""
     bwrap, found = boxes.find_bwrap().resolve(), []
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if process.name.isdigit() and (process / "exe").resolve() == bwrap:
+            if process.name.isdigit() and alive(int(process.name)):
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-                found += [int(process.name)] if parent == 1 else []
+                if parent == 1 and ((process / "exe").resolve() == bwrap or (process / "root" / ".gate").exists()):
+                    found.append(int(process.name))
     return found
 
 
@@ -204,6 +205,74 @@ async def test_a_warden_killed_at_any_moment_is_noticed_and_leaves_no_half_made_
                     await asyncio.wait_for(running, 10)
             await runner.self_test()
         assert orphans() == []
+    finally:
+        await runner.close()
+
+
+async def test_a_run_cancelled_while_its_sandbox_is_made_leaves_no_program_behind() -> None:
+    runner = BubblewrapRunner(4, level="rlimits")
+    try:
+        await works_here(runner)
+        async with runner.prepared(SourceProgram("python", "import time\ntime.sleep(600)")) as program:
+            assert isinstance(program, PreparedProgram)
+
+            async def run() -> None:
+                async for _ in runner.run(program, [b""] * 4, Limits(cpu_s=60, wall_s=900)):
+                    pytest.fail("it ended")
+
+            for number in range(60):
+                running = asyncio.create_task(run())
+                await asyncio.sleep(number % 30 * 0.0004)
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+            warden = runner.warden_pid
+            assert warden is not None
+            await until_gone([pid for pid in tree_of(warden) if pid != warden])
+            await asyncio.sleep(0.1)
+            assert orphans() == []
+    finally:
+        await runner.close()
+
+
+async def test_a_program_that_a_killed_warden_let_through_the_gate_is_ended_by_the_next() -> None:
+    """The sandbox stands still while it is made, so that it goes on when nobody is there any more."""
+    runner = BubblewrapRunner(1, level="rlimits")
+    try:
+        await works_here(runner)
+        bwrap = boxes.find_bwrap().resolve()
+
+        async def run(program: PreparedProgram) -> None:
+            async for _ in runner.run(program, [b""], Limits(cpu_s=60, wall_s=900)):
+                pytest.fail("it ended")
+
+        for _ in range(20):
+            async with runner.prepared(SourceProgram("python", "import time\ntime.sleep(600)")) as program:
+                assert isinstance(program, PreparedProgram)
+                warden, inside = runner.warden_pid, [0]
+                assert warden is not None
+                running = asyncio.create_task(run(program))
+                async with asyncio.timeout(5):
+                    while len(inside) < 3:  # the warden, bubblewrap, and its inner process
+                        await asyncio.sleep(0)
+                        inside = list(tree_of(warden))
+                os.kill(inner := inside[-1], signal.SIGSTOP)
+                await asyncio.sleep(0.05)
+                at_gate = (Path(f"/proc/{inner}") / "exe").resolve() == bwrap
+                os.kill(warden, signal.SIGKILL)
+                with pytest.raises(RunnerUnavailableError, match="is gone"):
+                    await running
+            await until_gone([warden, inside[1]])
+            os.kill(inner, signal.SIGCONT)
+            async with asyncio.timeout(5):
+                while at_gate and alive(inner) and (Path(f"/proc/{inner}") / "exe").resolve() == bwrap:
+                    await asyncio.sleep(0.01)
+            ran = at_gate and inner in orphans()
+            await runner.self_test()
+            await until_gone([inner])
+            assert orphans() == []
+            if ran:
+                return
+        pytest.skip("no sandbox was caught while it was made")
     finally:
         await runner.close()
 

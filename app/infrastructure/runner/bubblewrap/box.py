@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 
 from app.infrastructure.runner.bubblewrap.accounts import Account
-from app.infrastructure.runner.bubblewrap.launch import Box, launch, limit_process
+from app.infrastructure.runner.bubblewrap.launch import Box, end_session, launch, limit_process
 from app.infrastructure.runner.bubblewrap.streams import Stream
 from app.infrastructure.runner.bubblewrap.waiting import Waiting
 
@@ -200,11 +200,21 @@ class _Running:
             elif self._pid:
                 os.kill(self._pid, signal.SIGKILL)
 
+    def _end_half_made(self) -> None:
+        """Leave nothing of a sandbox that was not started, while the gate is still shut.
+
+        With bubblewrap gone, but not waited for, nobody comes to its session any more, and its number is nobody else's.
+        """
+        if not self.outcome.started:
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+            end_session(self._pid)
+
     async def _finish(self, ended: asyncio.Future[None], streams: dict[int, Stream]) -> None:
+        self._kill()
         if not ended.done():
-            self._kill()
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(ended)
+        self._end_half_made()
         _, self.outcome.status, used = os.wait4(self._pid, 0)  # noqa: ASYNC222  # it has ended
         self._pid = 0
         if self.outcome.reason is not None and self._within:
@@ -237,6 +247,7 @@ class _Running:
         if self._pid:
             self._kill()
             with suppress(ChildProcessError):
+                self._end_half_made()
                 os.waitpid(self._pid, 0)
         for descriptor in tuple(self._open):
             self._close(descriptor)

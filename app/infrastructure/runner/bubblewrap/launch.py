@@ -6,18 +6,21 @@ import ctypes
 import os
 import resource
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from app.core.cpus import keep_to
 from app.infrastructure.runner.bubblewrap.accounts import Account
+from app.infrastructure.runner.bubblewrap.users import FIRST_UID, USERS
 
 _NICE = 6
 _FIRST_NOT_STANDARD = 3
 _PR_SET_PDEATHSIG = 1
 _INIT = 1
+_GATE = "/.gate"
 
 _libc = ctypes.CDLL(None)
 
@@ -79,7 +82,7 @@ def launch(box: Box, account: Account, out: int, err: int, status: int, gate: in
     options = ["--json-status-fd", str(status), "--seccomp", str(box.seccomp), *box.options]
     for path, descriptor, mode in box.files:
         options += ["--perms", f"{mode:04o}", "--file", str(descriptor), path]
-    options += ["--file", str(gate), "/.gate", "--remount-ro", "/"]
+    options += ["--file", str(gate), _GATE, "--remount-ro", "/"]
     argv = [box.bwrap, *options, "--", *box.argv]
     passed = [status, gate, box.seccomp, *(descriptor for _, descriptor, _ in box.files)]
     warden = os.getpid()
@@ -156,22 +159,57 @@ def _end_with(warden: int) -> None:
         os._exit(127)
 
 
+class _Process(NamedTuple):
+    place: Path
+    parent: int
+    session: int
+
+    @property
+    def pid(self) -> int:
+        return int(self.place.name)
+
+
+def _processes() -> Iterator[_Process]:
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            with suppress(OSError, IndexError):  # it is gone
+                fields = (place / "stat").read_bytes().rpartition(b")")[2].split()  # its name may be any bytes
+                yield _Process(place, int(fields[1]), int(fields[3]))
+
+
+def end_session(monitor: int) -> None:
+    """Kill what a killed bubblewrap leaves of a sandbox that it was making; its number must not have been waited for.
+
+    Its inner process is deaf to its parent's death until just before it becomes the program, so once the gate is closed
+    it would run the program, and nobody would watch it. Until then it is of the session that `launch` made.
+    """
+    for process in _processes():
+        if process.session == monitor and process.pid != monitor:
+            with suppress(OSError):  # it is gone
+                os.kill(process.pid, signal.SIGKILL)
+
+
 def end_orphans(bwrap: Path) -> int:
     """Kill sandboxes that a killed warden has left half made; how many there were.
 
     Bubblewrap's inner process waits, deaf to its parent's death, until that has given it its place in the namespaces.
+    Where it stands at the gate, the warden's end opens that, and it becomes the program.
     """
     ours, ended = bwrap.stat(), 0
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        with suppress(OSError, ValueError, IndexError):  # it is gone, or somebody else's
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            program = (process / "exe").stat()
-            if parent == _INIT and (program.st_dev, program.st_ino) == (ours.st_dev, ours.st_ino):
-                os.kill(int(process.name), signal.SIGKILL)
+    for process in _processes():
+        with suppress(OSError):  # it is gone, or somebody else's
+            if process.parent == _INIT and _is_sandbox(process.place, ours):
+                os.kill(process.pid, signal.SIGKILL)
                 ended += 1
     return ended
+
+
+def _is_sandbox(place: Path, bwrap: os.stat_result) -> bool:
+    """Whether it is bubblewrap, has a user that only sandboxes have, or a root with a gate."""
+    if os.geteuid() == 0 and FIRST_UID <= place.stat().st_uid < FIRST_UID + USERS:
+        return True
+    program = (place / "exe").stat()
+    return os.path.samestat(program, bwrap) or (place / "root" / _GATE.lstrip("/")).exists()
 
 
 def limit_process(box: Box, pid: int) -> None:
