@@ -29,13 +29,16 @@ from app.domain.code_runner import (
     RunnerUnavailableError,
     SourceProgram,
 )
+from app.infrastructure.runner.bubblewrap import box as box_module
 from app.infrastructure.runner.bubblewrap import boxes
 from app.infrastructure.runner.bubblewrap import link as link_module
 from app.infrastructure.runner.bubblewrap import runner as runner_module
-from app.infrastructure.runner.bubblewrap.accounts import open_accounts, tree_of
+from app.infrastructure.runner.bubblewrap.accounts import OneByOne, open_accounts, tree_of
+from app.infrastructure.runner.bubblewrap.box import run_box
 from app.infrastructure.runner.bubblewrap.cgroup1 import _Run1
 from app.infrastructure.runner.bubblewrap.cgroup2 import Version2, _Run2
 from app.infrastructure.runner.bubblewrap.cgroups import OwnCgroups, own_cgroups, sweep
+from app.infrastructure.runner.bubblewrap.launch import Box, BoxLimits
 from app.infrastructure.runner.bubblewrap.runner import BubblewrapRunner, Level
 from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
 from app.infrastructure.runner.bubblewrap.toolchains import main_class
@@ -275,6 +278,35 @@ async def test_a_program_that_a_killed_warden_let_through_the_gate_is_ended_by_t
         pytest.skip("no sandbox was caught while it was made")
     finally:
         await runner.close()
+
+
+async def test_a_sandbox_that_is_never_made_is_given_up_with_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A script that does not end plays bubblewrap, with an inner process."""
+    monkeypatch.setattr(box_module, "_SETUP_S", 0.3)
+    monkeypatch.setattr(box_module, "_LAST_WORDS_S", 0.1)
+    never = tmp_path / "never"
+    never.write_text("#!/bin/sh\n/bin/sleep 600 &\necho $! >&2\nwait\n")
+    never.chmod(0o755)
+    with Path(os.devnull).open("rb") as nothing, (tmp_path / "seccomp").open("wb") as seccomp:
+        box = Box(
+            bwrap=str(never),
+            options=(),
+            argv=("x",),
+            files=(),
+            stdin=nothing.fileno(),
+            seccomp=seccomp.fileno(),
+            uid=None,
+            limits=BoxLimits(10, 10, 64, 10_000, 8, 8),
+            by_process=True,
+            cpus=(),
+        )
+        account = OneByOne().open("run", memory_mb=64, processes=8)
+        async with asyncio.timeout(10):
+            outcome = await run_box(box, account, contextlib.nullcontext)
+    assert not outcome.started
+    await until_gone([int(outcome.err.kept)])
 
 
 async def test_a_warden_that_hangs_is_killed_and_the_next_run_starts_another(

@@ -27,6 +27,9 @@ from app.infrastructure.runner.bubblewrap.waiting import Waiting
 _SETUP_S = 20.0
 """Longest time for bubblewrap to make a sandbox; it takes 5 ms."""
 
+_LAST_WORDS_S = 1.0
+"""For bubblewrap to say why it makes none, and to end by itself."""
+
 _LOOK_AT_LEAST_S, _LOOK_AT_MOST_S = 0.005, 0.04
 """Between two looks at what a run used; short where its limit is near."""
 
@@ -111,7 +114,8 @@ class _Running:
                 begun = self._start(gate)
                 await self._watch(ended, begun)
                 self.outcome.wall_ns = time.monotonic_ns() - begun
-            await ended
+            else:
+                await asyncio.wait({ended}, timeout=_LAST_WORDS_S)
         finally:
             await self._finish(ended, {out: self.outcome.out, err: self.outcome.err})
 
