@@ -176,6 +176,10 @@ os.waitpid(child, 0)
     BAD(sched_setscheduler(0, SCHED_FIFO, &real));
     BAD(syscall(SYS_ioprio_set, 1, 0, 1 << 13));
     BAD(mlockall(MCL_CURRENT));
+    cpu_set_t first;
+    CPU_ZERO(&first);
+    CPU_SET(0, &first);
+    BAD(sched_setaffinity(0, sizeof first, &first));
 """,
     ),
 ]
@@ -217,9 +221,12 @@ for address in ("\\0" + nameless, path, "/var/run/docker.sock", "/run/systemd/pr
         "kernel sockets",
         """
     int families[] = {AF_INET, AF_INET6, 16, 17, 38, 40, 44, 15, 29, 30};  /* netlink, packet, alg, vsock, xdp, key, can, tipc */
+    int ends[2];
     for (int i = 0; i < 10; i++)
-        for (int kind = 1; kind <= 5; kind++)
+        for (int kind = 1; kind <= 5; kind++) {
             if (socket(families[i], kind, 0) >= 0) printf("ESCAPED socket %d %d\\n", families[i], kind);
+            if (socketpair(families[i], kind, 0, ends) >= 0) printf("ESCAPED pair %d %d\\n", families[i], kind);
+        }
     BAD(socket(AF_INET, SOCK_RAW, 1));
 """,
     ),

@@ -636,6 +636,8 @@ def error(number: int) -> int:
         (X86, 56, (0x003D0F00,), ALLOW),
         (X86, 41, (1, 1), ALLOW), (X86, 41, (2, 1), error(errno.EAFNOSUPPORT)),
         (X86, 41, (40, 1), error(errno.EAFNOSUPPORT)),
+        (X86, 53, (1, 1), ALLOW), (X86, 53, (30, 1), error(errno.EAFNOSUPPORT)),
+        (X86, 203, (), error(errno.EPERM)), (X86, 204, (), ALLOW),
         (X86, 16, (0, 0x5412), error(errno.EPERM)), (X86, 16, (0, 0x5413), ALLOW),
         (X86, 135, (0xFFFFFFFF,), ALLOW), (X86, 135, (0,), ALLOW), (X86, 135, (0x0040000,), error(errno.EPERM)),
     ],
@@ -648,6 +650,8 @@ def test_the_filter_knows_other_machines_or_says_so() -> None:
     program = seccomp_program("aarch64")
     assert filtered(program, ARM, 117) == error(errno.EPERM)
     assert filtered(program, ARM, 63) == ALLOW
+    assert filtered(program, ARM, 122) == error(errno.EPERM)
+    assert filtered(program, ARM, 199, 30) == error(errno.EAFNOSUPPORT)
     assert filtered(program, X86, 0) == KILL
     assert len(program) // 8 < 4096, "the kernel takes no longer ones"
     with pytest.raises(ValueError, match="no system calls are known for riscv"):
@@ -687,9 +691,15 @@ def test_settings_for_isolation_are_checked() -> None:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
 async def test_sandboxes_keep_off_the_first_cpu_and_the_service_does_not(runner: BubblewrapRunner) -> None:
     whole = os.sched_getaffinity(0)
-    async with runner.prepared(SourceProgram("python", "import os; print(sorted(os.sched_getaffinity(0)))")) as program:
+    source = """import os
+try:
+    os.sched_setaffinity(0, {int(input())})
+except PermissionError:
+    print(sorted(os.sched_getaffinity(0)))
+"""
+    async with runner.prepared(SourceProgram("python", source)) as program:
         assert isinstance(program, PreparedProgram)
-        [execution] = [one async for one in runner.run(program, [b""], Limits())]
+        [execution] = [one async for one in runner.run(program, [b"%d" % min(whole)], Limits())]
     assert execution.stdout.decode() == f"{sorted(whole)[1:]}\n"
     assert runner.warden_pid is not None
     assert os.sched_getaffinity(runner.warden_pid) == set(sorted(whole)[1:])

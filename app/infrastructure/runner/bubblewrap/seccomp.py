@@ -28,14 +28,15 @@ class _Machine(NamedTuple):
     audit: int
     clone: int
     socket: int
+    socketpair: int
     ioctl: int
     personality: int
     column: int
 
 
 _MACHINES = {
-    "x86_64": _Machine(0xC000003E, 56, 41, 16, 135, 0),
-    "aarch64": _Machine(0xC00000B7, 220, 198, 29, 92, 1),
+    "x86_64": _Machine(0xC000003E, 56, 41, 53, 16, 135, 0),
+    "aarch64": _Machine(0xC00000B7, 220, 198, 199, 29, 92, 1),
 }
 
 # name: its number on x86_64, on aarch64 (None where it has none)
@@ -61,6 +62,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "modify_ldt": (154, None), "vhangup": (153, 58), "ioprio_set": (251, 30), "vserver": (236, None),
     "lookup_dcookie": (212, 18), "mbind": (237, 235), "set_mempolicy": (238, 237),
     "set_mempolicy_home_node": (450, 450), "remap_file_pages": (216, 234), "lsm_set_self_attr": (460, 460),
+    "sched_setaffinity": (203, 122),  # the first CPU is the chats'
     # parts of the kernel with a history
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "seccomp": (317, 277),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "vmsplice": (278, 75),
@@ -102,7 +104,8 @@ def seccomp_program(machine: str | None = None) -> bytes:
     if name == "x86_64":
         code += [_instruction(_AT_LEAST, _X32_BIT, 0, 1), _instruction(_RETURN, _KILL)]
     code += _on_argument(this.clone, _FIRST, [_instruction(_ANY_BIT, _NAMESPACES, 0, 1), _fail(errno.EPERM)])
-    code += _on_argument(this.socket, _FIRST, [_instruction(_EQUAL, _AF_UNIX, 1, 0), _fail(errno.EAFNOSUPPORT)])
+    for call in (this.socket, this.socketpair):
+        code += _on_argument(call, _FIRST, [_instruction(_EQUAL, _AF_UNIX, 1, 0), _fail(errno.EAFNOSUPPORT)])
     for request in (_TIOCSTI, _TIOCLINUX):
         code += _on_argument(this.ioctl, _SECOND, [_instruction(_EQUAL, request, 0, 1), _fail(errno.EPERM)])
     asks, leaves = _instruction(_EQUAL, 0xFFFFFFFF, 2, 0), _instruction(_EQUAL, 0, 1, 0)

@@ -64,6 +64,11 @@ try:
     found["seccomp"] = "a refused call works"
 except PermissionError:
     found["seccomp"] = "" if int(status["Seccomp"]) == 2 else "is not in force"
+try:
+    os.sched_setaffinity(0, os.sched_getaffinity(0))
+    found["CPUs"] = "can be chosen"
+except PermissionError:
+    found["CPUs"] = ""
 found["user"] = "is root" if os.getuid() == 0 else ""
 def is_open(descriptor):
     try:
