@@ -92,7 +92,7 @@ def read_compiler(result: Result, makes: str | None, limits: CompileLimits) -> C
         case "Time Limit Exceeded" if result.time >= limits.cpu_s * 1e9:
             cause = f"compiling used up its CPU time ({limits.cpu_s:g} s)"
         case "Time Limit Exceeded":
-            cause = f"compiling took too long ({limits.wall_s:g} s)"
+            raise causes.too_busy("go-judge")
         case "Memory Limit Exceeded":
             cause = f"compiling used up its memory ({limits.memory_mb} MiB)"
         case "Output Limit Exceeded":

@@ -37,6 +37,7 @@ from app.infrastructure.runner.judge0.submissions import (
     FIELDS,
     INTERNAL_ERROR,
     RUNTIME_ERRORS,
+    TIME_LIMIT,
     Configuration,
     Granted,
     Program,
@@ -196,8 +197,8 @@ class Judge0Runner:
         check = found.language.check
         if check is None:
             done = await self._one(known, program, b"", _STARTING)
-            if done.status_id == COMPILATION_ERROR:
-                said = decode(done.compile_output)
+            said = decode(done.compile_output)
+            if done.status_id == COMPILATION_ERROR and said:
                 late = said.startswith(b"Compilation time limit exceeded")
                 cause = (
                     "compiling took too long"
@@ -208,13 +209,17 @@ class Judge0Runner:
         else:
             checker = Program(found.language, {"language_id": found.id, "source_code": encode(check.encode())})
             done = await self._one(known, checker, source.encode("utf-8", "replace"), _TRYING)
+            least_s = grant(_TRYING, program.language, known.configuration).cpu_s
+            if done.status_id == TIME_LIMIT and (done.time or 0.0) < least_s:
+                raise causes.too_busy("Judge0")
             if done.status_id != ACCEPTED and done.status_id not in {INTERNAL_ERROR, EXEC_FORMAT}:
                 refused = done.status_id in RUNTIME_ERRORS
                 cause = (
                     f"the compiler refused it (exit code {done.exit_code})" if refused else "compiling took too long"
                 )
                 return CompileFailed(causes.message(decode(done.stderr)), cause)
-        if done.status_id in {INTERNAL_ERROR, EXEC_FORMAT}:
+        # A compiler that refuses a program says why; where nothing is said, there was none.
+        if done.status_id in {INTERNAL_ERROR, EXEC_FORMAT, COMPILATION_ERROR}:
             raise RunnerUnavailableError(
                 "Judge0 could not compile: it had an internal error.",
                 "The log of its workers says why; on a machine with cgroup v2 alone, version 1.13 does not work.",

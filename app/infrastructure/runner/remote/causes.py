@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from app.domain.code_runner import Limits
+from app.domain.code_runner import Limits, RunnerUnavailableError
 
 MESSAGE_BYTES = 4096
 """Of a compiler's message."""
@@ -44,6 +44,13 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def too_busy(name: str) -> RunnerUnavailableError:
+    """Compiling took too long, and not by what it did itself: compilers wait for nothing."""
+    return RunnerUnavailableError(
+        f"{name} is too busy to compile.", "Lower TURNSTONE_RUNNER__CONCURRENCY, or give it more workers."
+    )
 
 
 def message(said: bytes) -> str:
