@@ -588,6 +588,18 @@ def test_memory_that_the_machine_has_not_is_not_the_program_s_limit(
         assert (run.taken_by_the_machine(), run.out_of_memory(65_536)) == (of_the_machine, not of_the_machine)
 
 
+def test_memory_that_went_to_swap_is_the_program_s(tmp_path: Path) -> None:
+    groups = {name: tmp_path / name for name in ("cpuacct", "memory", "pids")}
+    for group in groups.values():
+        group.mkdir()
+    run, memory = _Run1(groups, "run-1", 64, 4), groups["memory"] / "run-1"
+    (memory / "memory.oom_control").write_text("oom_kill 1\n")
+    (memory / "memory.max_usage_in_bytes").write_text(f"{40 << 20}\n")
+    assert run.taken_by_the_machine()
+    (memory / "memory.memsw.max_usage_in_bytes").write_text(f"{64 << 20}\n")
+    assert (run.taken_by_the_machine(), run.out_of_memory(65_536)) == (False, True)
+
+
 def test_a_cgroup_of_others_is_not_taken_over(tmp_path: Path) -> None:
     """A directory plays the kernel's part as far as deciding goes."""
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids")

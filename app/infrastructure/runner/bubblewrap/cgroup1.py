@@ -41,7 +41,9 @@ class _Run1(RunGroup):
         return read_number(self._memory / "memory.oom_control", "oom_kill")
 
     def _limit_was_met(self) -> bool:
-        highest = read_number(self._memory / "memory.max_usage_in_bytes")
+        # What went to swap is counted by the second alone, which has the same limit.
+        names = ("memory.max_usage_in_bytes", "memory.memsw.max_usage_in_bytes")
+        highest = max(read_number(self._memory / name) for name in names)
         return highest + _AT_ONCE >= read_number(self._memory / "memory.limit_in_bytes")
 
     def _used(self) -> int:
