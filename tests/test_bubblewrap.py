@@ -600,6 +600,18 @@ def test_memory_that_went_to_swap_is_the_program_s(tmp_path: Path) -> None:
     assert (run.taken_by_the_machine(), run.out_of_memory(65_536)) == (False, True)
 
 
+def test_a_group_that_cannot_be_limited_is_not_left() -> None:
+    accounts, _ = open_accounts(None)
+    if accounts.level == "rlimits":
+        pytest.skip("this machine makes no groups")
+    try:
+        with pytest.raises(OSError, match="pids"):
+            accounts.open("unlimited", memory_mb=64, processes=-4)
+        assert [group for ours in groups_of(os.getpid()) for group in ours.glob("unlimited")] == []
+    finally:
+        accounts.close()
+
+
 def test_a_cgroup_of_others_is_not_taken_over(tmp_path: Path) -> None:
     """A directory plays the kernel's part as far as deciding goes."""
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids")

@@ -24,14 +24,17 @@ _WEIGHT = "1024"
 
 class _Run1(RunGroup):
     def __init__(self, groups: dict[str, Path], name: str, memory_mb: int, processes: int) -> None:
-        super().__init__(dict.fromkeys(group / name for group in groups.values()), _weight(groups))
         self._cpu = groups["cpuacct"] / name / "cpuacct.usage"
-        self._memory = memory = groups["memory"] / name
+        self._memory, self._pids = groups["memory"] / name, groups["pids"] / name
+        directories = dict.fromkeys(group / name for group in groups.values())
+        super().__init__(directories, _weight(groups), memory_mb=memory_mb, processes=processes)
+
+    def _limit(self, memory_mb: int, processes: int) -> None:
         limit = memory_mb * 1024 * 1024
-        write_value(memory / "memory.limit_in_bytes", limit)
+        write_value(self._memory / "memory.limit_in_bytes", limit)
         with suppress(OSError):  # kernels may be built without it
-            write_value(memory / "memory.memsw.limit_in_bytes", limit)
-        write_value(groups["pids"] / name / "pids.max", processes)
+            write_value(self._memory / "memory.memsw.limit_in_bytes", limit)
+        write_value(self._pids / "pids.max", processes)
 
     def memory_kb(self) -> int:
         """The highest use."""

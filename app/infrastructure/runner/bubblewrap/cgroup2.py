@@ -25,14 +25,17 @@ _WEIGHT = "50"
 class _Run2(RunGroup):
     def __init__(self, group: Path, memory_mb: int, processes: int) -> None:
         weight = group.parent / "cpu.weight"
-        super().__init__([group], (weight, _WEIGHT) if weight.exists() else None)
         self._group = group
         self._highest = 0
-        write_value(group / "memory.max", memory_mb * 1024 * 1024)
+        shared = (weight, _WEIGHT) if weight.exists() else None
+        super().__init__([group], shared, memory_mb=memory_mb, processes=processes)
+
+    def _limit(self, memory_mb: int, processes: int) -> None:
+        write_value(self._group / "memory.max", memory_mb * 1024 * 1024)
         with suppress(OSError):  # no swap, or a kernel that does not count it
-            write_value(group / "memory.swap.max", 0)
-        write_value(group / "memory.oom.group", 1)
-        write_value(group / "pids.max", processes)
+            write_value(self._group / "memory.swap.max", 0)
+        write_value(self._group / "memory.oom.group", 1)
+        write_value(self._group / "pids.max", processes)
 
     def memory_kb(self) -> int:
         """Kernels before 5.19 keep no peak; there, the highest that was seen."""

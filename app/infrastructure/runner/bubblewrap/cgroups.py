@@ -91,10 +91,9 @@ def _lives(pid_and_start: str) -> bool:
 
 def write_value(file: Path, value: object) -> None:
     """Write to one of the kernel's files; an error names the file."""
-    with file.open("w") as opened:  # unlike write_text, errors of the kernel come out here with the file's name
+    with file.open("wb", buffering=0) as opened:  # a buffer would be written again at the end, and fail without a name
         try:
-            opened.write(str(value))
-            opened.flush()
+            opened.write(str(value).encode())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(file)) from None
 
@@ -163,13 +162,24 @@ _MOST = 10_000
 class RunGroup:
     """One run's group, in one directory (v2) or one per controller (v1)."""
 
-    def __init__(self, directories: Iterable[Path], weight: tuple[Path, str] | None = None) -> None:
-        """``weight`` is the file with the share of CPU time of all runs together, and what is in it usually."""
+    def __init__(
+        self, directories: Iterable[Path], weight: tuple[Path, str] | None, *, memory_mb: int, processes: int
+    ) -> None:
+        """``weight`` is the file with the share of CPU time of all runs together, and what is in it usually.
+
+        Raises:
+            OSError: it cannot be made, or not be limited; nothing of it is left.
+        """
         self._weight, self._hurried = weight, False
         self.directories = tuple(directories)
         self._before = 0
-        for directory in self.directories:
-            directory.mkdir()
+        try:
+            for directory in self.directories:
+                directory.mkdir()
+            self._limit(memory_mb, processes)
+        except OSError:
+            self.close()
+            raise
 
     def join(self) -> None:
         """Put the calling process into it."""
@@ -217,6 +227,9 @@ class RunGroup:
         for directory in self.directories:
             _remove(directory)
         return left
+
+    def _limit(self, memory_mb: int, processes: int) -> None:
+        raise NotImplementedError
 
     def _used(self) -> int:
         raise NotImplementedError
