@@ -7,6 +7,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ async def compile_program(run: Run, language: Language, source: str, limits: Com
     Raises:
         RunnerUnavailableError: no sandbox can be made.
     """
+    factor = language.compile_factor
+    limits = replace(limits, cpu_s=limits.cpu_s * factor, wall_s=limits.wall_s * factor)
     name = language.name_of(source)
     text = source.encode("utf-8", "replace")
     directories = [f"{WORK}/out"] if language.makes == "tree" else []

@@ -55,6 +55,7 @@ class Language:
             (the source is the program).
         run: the command for a limit in MiB and the program's name.
         name_of: what the source file is called.
+        compile_factor: how many times the limits of time its compiler gets.
         more_mb: MiB the language itself needs besides what a program is granted.
         more_processes: threads it starts by itself.
         stack_mb: of the first thread.
@@ -69,6 +70,7 @@ class Language:
     run: Callable[[int, str], Sequence[str]]
     name_of: Callable[[str], str]
     makes: str = "file"
+    compile_factor: float = 1.0
     more_mb: int = 0
     more_processes: int = 0
     stack_mb: int = 8
@@ -236,6 +238,7 @@ def _go() -> Language | None:
         compile=lambda source: [str(go), "build", "-o", "/work/out", f"{PROGRAM}/{source}"],
         run=lambda _, name: [f"{PROGRAM}/{name}"],
         name_of=lambda _: "main.go",
+        compile_factor=3.0,  # from version 1.20 on it compiles its own library with each program
         more_mb=32,
         more_processes=16,
         memory_marks=(b"runtime: out of memory", b"cannot allocate memory"),
