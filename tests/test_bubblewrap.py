@@ -490,6 +490,8 @@ async def test_a_program_that_the_warden_cannot_keep_fails_alone(runner: Bubblew
     warden = runner.warden_pid
     assert warden is not None
     async with runner.prepared(SourceProgram("python", "print(1)")) as kept:
+        assert isinstance(kept, runner_module._Prepared)
+        assert [one.stdout async for one in runner.run(kept, [b""], Limits())] == [b"1\n"]  # it has come by now
         _, most = resource.prlimit(warden, resource.RLIMIT_NOFILE)
         resource.prlimit(warden, resource.RLIMIT_NOFILE, (3, most))
         link = runner._link  # what follows happens between two steps of the runner
@@ -498,7 +500,6 @@ async def test_a_program_that_the_warden_cannot_keep_fails_alone(runner: Bubblew
         with pytest.raises(RunnerUnavailableError, match="Too many open files"):
             [one async for one in runner.run(kept, [b""], Limits())]
         resource.prlimit(warden, resource.RLIMIT_NOFILE, (most, most))
-        assert isinstance(kept, runner_module._Prepared)
         with pytest.raises(RunnerUnavailableError, match="Too many open files"):
             [one async for one in runner.run(replace(kept, handle="lost"), [b""], Limits())]
         assert [one.stdout async for one in runner.run(kept, [b""], Limits())] == [b"1\n"]
