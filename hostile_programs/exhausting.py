@@ -13,7 +13,8 @@ _VIRTUAL = Limits(cpu_s=1.5, wall_s=4, memory_mb=64, output_bytes=256 * 1024, pr
 
 _QUICK = {
     "loop", "sleep", "ignore all signals", "die badly", "fork bomb", "thread bomb", "daemon that holds its output open",
-    "memory bomb", "memory of many children", "all descriptors", "file flood", "huge hole", "output flood",
+    "memory bomb", "memory of many children", "memory of many children whose name is no text", "all descriptors",
+    "file flood", "huge hole", "output flood",
 }  # fmt: skip
 """One of each kind, for the suite."""
 
@@ -145,6 +146,15 @@ MEMORY = [
     _c(
         "memory of many children",
         "for (int i = 0; i < 8; i++) if (!fork()) { char *p = malloc(32 << 20); memset(p, 1, 32 << 20); pause(); } pause();",
+        _MEMORY,
+    ),
+    _c(
+        "memory of many children whose name is no text",
+        """
+    prctl(PR_SET_NAME, "\\xff) \\xfe");
+    for (int i = 0; i < 8; i++) if (!fork()) { char *p = malloc(32 << 20); memset(p, 1, 32 << 20); pause(); }
+    pause();
+""",
         _MEMORY,
     ),
     _c(

@@ -15,6 +15,7 @@ from typing import Protocol
 from app.infrastructure.runner.bubblewrap.cgroup1 import Version1
 from app.infrastructure.runner.bubblewrap.cgroup2 import Version2
 from app.infrastructure.runner.bubblewrap.cgroups import own_cgroups, sweep
+from app.infrastructure.runner.bubblewrap.processes import PAGES, USER_TICKS, stat_of
 
 WORK = "/work"
 """The one place in a sandbox that a program may write to; it is in memory."""
@@ -155,10 +156,10 @@ class _Looked:
     def _look(self) -> None:
         ns = kb = 0
         for pid in tree_of(self._child):
-            with suppress(OSError, ValueError, IndexError):  # it is gone
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ns += sum(map(int, fields[11:15])) * _TICKS_NS
-                kb += int(fields[21]) * _PAGE_KB
+            with suppress(OSError, IndexError):  # it is gone
+                fields = stat_of(Path(f"/proc/{pid}"))
+                ns += sum(map(int, fields[USER_TICKS : USER_TICKS + 4])) * _TICKS_NS
+                kb += int(fields[PAGES]) * _PAGE_KB
         with suppress(OSError):
             place = os.statvfs(f"/proc/{self._child}/root{WORK}")
             self._files = place.f_files - place.f_ffree

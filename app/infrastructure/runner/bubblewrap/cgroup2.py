@@ -16,6 +16,7 @@ from app.infrastructure.runner.bubblewrap.cgroups import (
     remove_tree,
     write_value,
 )
+from app.infrastructure.runner.bubblewrap.processes import PARENT, stat_of
 
 _BESIDE = "turnstone-service"
 _WEIGHT = "50"
@@ -126,6 +127,6 @@ class Version2:
 def parent_of(pid: int) -> int:
     """The process a process comes from; 1 where it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(stat_of(Path(f"/proc/{pid}"))[PARENT])
     except (OSError, IndexError):
         return 1

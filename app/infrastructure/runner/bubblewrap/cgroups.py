@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from app.infrastructure.runner.bubblewrap.processes import STARTED, stat_of
+
 _PREFIX = "turnstone."
 _ABSENT = {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP}
 """A file that this kernel does not have, of a group that is gone, or that cannot be read."""
@@ -79,7 +81,7 @@ def _namespace() -> str:
 
 def _started(pid: int | str) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return stat_of(Path(f"/proc/{pid}"))[STARTED].decode()
     except (OSError, IndexError):
         return ""
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from app.core.cpus import keep_to
 from app.infrastructure.runner.bubblewrap.accounts import Account
+from app.infrastructure.runner.bubblewrap.processes import PARENT, SESSION, stat_of
 from app.infrastructure.runner.bubblewrap.users import FIRST_UID, USERS
 
 _NICE = 6
@@ -173,8 +174,8 @@ def _processes() -> Iterator[_Process]:
     for place in Path("/proc").iterdir():
         if place.name.isdigit():
             with suppress(OSError, IndexError):  # it is gone
-                fields = (place / "stat").read_bytes().rpartition(b")")[2].split()  # its name may be any bytes
-                yield _Process(place, int(fields[1]), int(fields[3]))
+                fields = stat_of(place)
+                yield _Process(place, int(fields[PARENT]), int(fields[SESSION]))
 
 
 def end_session(monitor: int) -> None:
