@@ -6,12 +6,13 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from app.application.submissions import grading, measuring, verdicts
+from app.application.submissions import grading, measuring, running, verdicts
 from app.application.submissions.grading import grade
 from app.domain.code_runner import (
     CaseVerdict,
@@ -296,7 +297,7 @@ async def test_running_time_is_measured_in_turns_beside_the_reference(runner: Co
     watched = Failing(runner)
     same = await grade(watched, which, counting(1), isolation=isolation)
     turns = [stdin for _, stdin in watched.ran[2:]]
-    given = [b"20000\n", b"700000\n"]
+    given = [b"700000\n", b"20000\n"]
     assert turns == [*given, *given, *[b""] * 4] * 3, "candidate, reference, candidate, reference …"
     slower = await grade(runner, which, counting(3), isolation=isolation)
     assert same.performance.ratio == pytest.approx(1, abs=0.25)
@@ -308,18 +309,14 @@ async def test_running_time_is_measured_in_turns_beside_the_reference(runner: Co
     assert GradingOutcome.from_json(json.loads(json.dumps(slower.to_json()))) == slower
 
 
-async def test_the_cases_that_the_reference_finds_heavy_are_compared_as_far_as_there_is_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    spent = [(300, 310), (900, 950), (20, 30_000), (600, 650)]
-    passed = [
-        CaseResult(at, f"{at}", CaseGroup.PRIVATE, 1, CaseVerdict.AC, "", cpu_ms=cpu, wall_ms=wall)
-        for at, (cpu, wall) in enumerate(spent)
-    ]
-    assert measuring.heaviest(passed, {0: 30, 1: 90, 2: 2, 3: 60}) == [0, 1, 3]
-    monkeypatch.setattr(measuring, "LONGEST_PASS_S", 0.1)
-    assert measuring.heaviest(passed, {0: 30, 1: 90, 2: 2, 3: 60}) == [1], "one always"
-    assert measuring.heaviest(passed, {0: 91, 1: 90, 2: 2, 3: 60}) == [0]
+async def test_cases_are_compared_in_an_order_that_the_program_has_no_part_in() -> None:
+    which = problem(
+        cases=[{"name": f"{len(n)}{n[0]}", "input": n, "output": n} for n in ("1\n", "22\n", "333\n", "44\n")]
+    )
+    results = [CaseResult(at, f"{at}", CaseGroup.PRIVATE, 1, CaseVerdict.AC, "", cpu_ms=9.0 * at) for at in range(4)]
+    assert measuring.in_order(which, results) == [2, 3, 1, 0]
+    results[2] = replace(results[2], verdict=CaseVerdict.TLE)
+    assert measuring.in_order(which, results) == [3, 1, 0]
 
 
 WASTEFUL = """
@@ -339,12 +336,31 @@ async def test_a_program_cannot_choose_what_it_is_compared_by(
     runner: CodeRunner, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It spends its time where nothing is to be done, so that the heavy case would find no room."""
-    monkeypatch.setattr(measuring, "LONGEST_PASS_S", 0.4)
+    monkeypatch.setattr(measuring, "LONGEST_PASS_S", 0.1)
+    monkeypatch.setattr(running, "_BATCH", 1)
     cases = [{"name": f"{n}", "input": f"{n}\n", "output": "done\n"} for n in (1, 2, 700_000)]
     which = problem(cases=cases, references=[{"language": "python", "source": COUNTS.format(times=1)}])
     outcome = await grade(runner, which, python(WASTEFUL), isolation=isolation)
-    assert outcome.performance.cases[-1] == 2
+    assert outcome.performance.cases == (2,), "there was time for no other"
     assert outcome.performance.ratio is not None and outcome.performance.ratio > 1.8
+
+
+class Later:
+    """A runner that waits for a moment when it has run a batch: a clock is then another one than before."""
+
+    def __init__(self, runner: CodeRunner, until: float) -> None:
+        self._runner, self._until, self._ran = runner, until, False
+        self.name, self.languages, self.self_test = runner.name, runner.languages, runner.self_test
+        self.prepared = runner.prepared
+
+    async def run(
+        self, prepared: PreparedProgram, inputs: Sequence[bytes | ProgramInput], limits: Limits
+    ) -> AsyncIterator[Execution]:
+        if self._ran and isinstance(inputs[0], bytes):
+            await asyncio.sleep(max(self._until - time.time(), 0) + 0.1)
+        self._ran = True
+        async for execution in self._runner.run(prepared, inputs, limits):
+            yield execution
 
 
 @pytest.mark.slow
@@ -354,19 +370,24 @@ async def test_a_program_that_is_right_only_while_it_is_graded_has_no_running_ti
     until = time.time() + 5
     source = f"import time\nif time.time() > {until}:\n    raise SystemExit(print(0))\n" + ADDS
 
-    class Later(Failing):
-        async def run(
-            self, prepared: PreparedProgram, inputs: Sequence[bytes | ProgramInput], limits: Limits
-        ) -> AsyncIterator[Execution]:
-            if self.ran:
-                await asyncio.sleep(max(until - time.time(), 0) + 0.1)
-            async for execution in super().run(prepared, inputs, limits):
-                yield execution
-
-    outcome = await grade(Later(runner), problem(), python(source), isolation=isolation)
+    outcome = await grade(Later(runner, until), problem(), python(source), isolation=isolation)
     assert outcome.accepted and not outcome.is_whole
     assert (outcome.performance.ratio, outcome.performance.fault) == (None, None)
-    assert (outcome.performance.reason or "").startswith("test case 0 was passed, and was WA when it was run again")
+    assert (outcome.performance.reason or "").startswith("test case 2 was passed, and was WA when it was run again")
+    assert {run.verdict for run in outcome.performance.runs} == {"WA"}, "whoever looks can see what it did"
+
+
+@pytest.mark.slow
+async def test_what_breaks_the_checker_once_it_is_measured_leaves_no_heavy_case_out(
+    runner: CodeRunner, isolation: Isolation
+) -> None:
+    until = time.time() + 5
+    source = f"import time\nprint('break' if time.time() > {until} else input())\n"
+    which = with_checker(references=[{"language": "python", "source": "print(input())"}])
+    outcome = await grade(Later(runner, until), which, python(source), isolation=isolation)
+    assert outcome.accepted
+    assert (outcome.performance.ratio, outcome.performance.fault) == (None, None)
+    assert "the checker gave no verdict" in (outcome.performance.reason or "")
 
 
 async def test_another_right_answer_each_time_is_right_each_time(runner: CodeRunner, isolation: Isolation) -> None:

@@ -138,6 +138,36 @@ def test_what_is_set_while_an_appeal_is_heard_is_told_at_once(
     assert show(rest, "s-1")["evaluations"][1]["status"] == "waiting"
 
 
+RELEASED_LATER = """
+    CREATE FUNCTION later() RETURNS trigger AS $$
+    BEGIN
+        NEW.due_at := now() + interval '1 hour';
+        RETURN NEW;
+    END $$ LANGUAGE plpgsql;
+    CREATE TRIGGER later BEFORE UPDATE ON submission_evaluations
+    FOR EACH ROW WHEN (OLD.status = 'held' AND NEW.status = 'waiting') EXECUTE FUNCTION later()
+    """
+
+
+@pytest.mark.slow
+def test_what_is_set_while_a_released_appeal_is_told_leaves_the_appeal_the_last_word(
+    service: Service, rest: httpx.Client, judge: ScriptedJudge, rows: Rows
+) -> None:
+    judge.marks = lambda seen: {"R1": 3 if seen.seed < 3 else 5} if seen.kind == "panel" else {}
+    taken(rest, talked(rest), code=RIGHT, submission_id="s-1")
+    first = ended(rest, "s-1")["final_scores"]
+    rest.post("/api/submissions/s-1/appeal", json=KIM).raise_for_status()
+    wait_until(lambda: show(rest, "s-1")["evaluations"][-1]["status"] == "held", 60)
+    rows(RELEASED_LATER)
+    rest.post("/api/submissions/s-1/release", json={"person": "Kim"}).raise_for_status()
+    assert override(rest, "correctness", 50).json()["revision"] == 2
+    rows("UPDATE submission_evaluations SET due_at = now()")
+    told = at_revision(rest, 2)["final_scores"]
+    assert told["components"]["correctness"]["score"] == 50
+    assert told["prompt"]["holistic"] > first["prompt"]["holistic"], "by the larger panel"
+    assert len(show(rest, "s-1")["evaluations"]) == 2
+
+
 def test_what_is_set_while_a_rerun_is_made_is_told_though_that_one_is_held(
     service: Service, rest: httpx.Client, core: FakeCore, rows: Rows
 ) -> None:

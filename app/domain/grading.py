@@ -53,7 +53,10 @@ class Compilation:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """One run that counts for running time. ``repetition`` counts from 1, ``index`` is the test case's."""
+    """One run that counts for running time. ``repetition`` counts from 1, ``index`` is the test case's.
+
+    ``verdict`` and ``cause`` are those of this run; one that is TLE has the CPU time of the limit, or more.
+    """
 
     program: Literal["candidate", "reference"]
     repetition: int
@@ -61,6 +64,8 @@ class MeasuredRun:
     cpu_ms: float
     wall_ms: float
     memory_kb: int
+    verdict: str = CaseVerdict.AC.value
+    cause: str = "measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +100,9 @@ class Performance:
     runs: tuple[MeasuredRun, ...] = field(default=(), repr=False)
 
     @classmethod
-    def missing(cls, reason: str, *, fault: Fault | None = None) -> Performance:
-        """No figure, why, and whose failure that is."""
-        return cls(None, reason, fault)
+    def missing(cls, reason: str, *, fault: Fault | None = None, runs: Sequence[MeasuredRun] = ()) -> Performance:
+        """No figure, why, whose failure that is, and the runs that there were."""
+        return cls(None, reason, fault, runs=tuple(runs))
 
 
 def compare(

@@ -105,6 +105,7 @@ class PutOff:
         after_s: seconds that whoever is away asks for.
         patience_s: for how long it is tried; see `Wait`.
         instead: what is made of the node then, where it is not simply missing.
+        shared: others may have to wait for the same.
     """
 
     node: Node
@@ -112,6 +113,7 @@ class PutOff:
     after_s: float | None = None
     patience_s: float = DAY_S
     instead: Any = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,7 @@ async def override_component(submission_id: str, component: Component, override:
         submission, evaluations = await _locked(db, submission_id)
         told = _told(evaluations)
         last = evaluations[-1]
-        # One that is being made will tell it; an appeal, only if a person releases it.
-        to_be_told = any(each.status is RevisionStatusEnum.WAITING and each.cause != "appeal" for each in evaluations)
+        to_be_told = any(each.status is RevisionStatusEnum.WAITING and _will_be_told(each) for each in evaluations)
         if told is not None and not to_be_told:
             last = await scores_again(db, submission.id, told.id, override.person)
         return await ReviewRepository(db).override_component(
@@ -103,6 +102,11 @@ async def _locked(db: Transaction, submission_id: str) -> tuple[Submission, list
         raise TurnstoneError(ErrorCode.SUBMISSION_NOT_FOUND, "There is no such submission.")
     await SessionRepository(db).lock_session(found.session_id)
     return found, (await submissions.evaluations([found.id]))[found.id]
+
+
+def _will_be_told(evaluation: SubmissionEvaluation) -> bool:
+    """Whether it is, once it is made: an appeal only where a person has released it."""
+    return evaluation.cause != "appeal" or "released_by" in evaluation.basis
 
 
 def _told(evaluations: list[SubmissionEvaluation]) -> SubmissionEvaluation | None:

@@ -161,7 +161,8 @@ async def give_up(evaluation: ClaimedEvaluation, desk: SubmissionDesk) -> None:
             claims = SubmissionClaims(db)
             await claims.end(evaluation, None)
             await _open(db, evaluation, ReviewReasonEnum.UNSCORED, {"reason": "it could not be evaluated"})
-            await _count_in_what_was_told(db, evaluation)
+            if "released_by" not in evaluation.basis:  # else it was made for just that, and would be again and again
+                await _count_in_what_was_told(db, evaluation)
             failed = FAILED.after(evaluation.progress)
             if not await claims.end_submission(evaluation, "FAILED", failed):
                 return

@@ -130,7 +130,7 @@ class _Run:
     def _has_waited_enough(self, put_off: PutOff, came: Outcomes) -> bool:
         work = self._work
         before = work.evaluation.waits.get(self._node)
-        if before is None and self._node in CAN_BE_MISSING:
+        if before is None and put_off.shared:
             # Who is away, and was waited for by a node that was given up, is not waited for as long again.
             before = next(
                 (
@@ -192,11 +192,11 @@ def _why(node: Node, error: Exception) -> PutOff | None:
     put_off: PutOff | None = None
     match error:
         case ModelError(code=ErrorCode.LLM_REJECTED):
-            put_off = PutOff(node, "the judge rejects the request", error.retry_after_s, HOUR_S)
+            put_off = PutOff(node, "the judge rejects the request", error.retry_after_s, HOUR_S, shared=True)
         case ModelError():
-            put_off = PutOff(node, "judge unavailable", error.retry_after_s)
+            put_off = PutOff(node, "judge unavailable", error.retry_after_s, shared=True)
         case StartupError():
-            put_off = PutOff(node, "the judge cannot be used")
+            put_off = PutOff(node, "the judge cannot be used", shared=True)
         case DocumentError():
             put_off = PutOff(node, "what it is judged by cannot be used")
         case RunnerUnavailableError():

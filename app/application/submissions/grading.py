@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 
 from app.application.submissions.measuring import measure
-from app.application.submissions.running import TRIES, gather_all, run_all
-from app.application.submissions.verdicts import CaseOutcome, CheckerBrokenError, Verdicts, open_verdicts
+from app.application.submissions.running import TRIES, batch_size, gather_all, run_all
+from app.application.submissions.verdicts import CaseOutcome, CheckerBrokenError, Verdicts, digest_of, open_verdicts
 from app.domain.code_runner import (
     CaseVerdict,
     CodeRunner,
@@ -32,11 +31,6 @@ from app.domain.problem_parts import TestCase
 
 Progress = Callable[[int, int], None]
 """Is told how many test cases are done, and of how many."""
-
-_BATCH = 16
-"""Test cases that are run before their outputs are checked: as many outputs are held at once."""
-_LONGEST_BATCH_S = 120.0
-"""Of those that may take long there are fewer, so that it can be seen that they go on."""
 
 
 def silent(_done: int, _total: int) -> None:
@@ -83,7 +77,10 @@ async def grade(
         results = await _run_cases(run, on_progress)
         performance = Performance.missing("was not to be measured")
         if measured:
-            performance = await measure(runner, problem, prepared, results, run.judge_again)
+            count = len(results)
+            performance = await measure(
+                runner, problem, prepared, results, run.judge_again, on_progress=lambda: on_progress(count, count)
+            )
     return GradingOutcome(program.language, Compilation("ok"), tuple(results), performance, isolation)
 
 
@@ -114,7 +111,7 @@ class _Run:
 
     async def judge_again(self, index: int, execution: Execution) -> CaseOutcome:
         """A further run of a case; a checker is asked only where the program says something else than before."""
-        if execution.how is Ended.FINISHED and sha256(execution.stdout).digest() == self.right.get(index):
+        if execution.how is Ended.FINISHED and await digest_of(execution.stdout) == self.right.get(index):
             return CaseOutcome(CaseVerdict.AC, "as before")
         case = self.problem.cases[index]
         return await self.verdicts.verdict(execution, case.input.encode(), case.output.encode())
@@ -123,13 +120,13 @@ class _Run:
 async def _run_cases(run: _Run, on_progress: Progress) -> list[CaseResult]:
     results: list[CaseResult] = []
     cases = run.problem.cases
-    size = max(min(_BATCH, int(_LONGEST_BATCH_S / run.problem.limits.of(run.prepared.language).wall_s)), 1)
+    size = batch_size(run.problem.limits.of(run.prepared.language))
     for start in range(0, len(cases), size):
         batch = cases[start : start + size]
         found = await _run_batch(run, batch)
         for place, (execution, outcome) in enumerate(found):
             if outcome.verdict is CaseVerdict.AC:
-                run.right[start + place] = sha256(execution.stdout).digest()
+                run.right[start + place] = await digest_of(execution.stdout)
         results += [
             _result(start + place, case, execution, outcome)
             for place, (case, (execution, outcome)) in enumerate(zip(batch, found, strict=True))

@@ -3,16 +3,20 @@
 Absolute times say little: the same program takes twice as long on another host, or on this one under load. So the two
 take turns on the same test cases (candidate, reference, candidate, reference …), and so does an empty program of each
 language, whose start-up is then taken off. What is compared is in :func:`app.domain.grading.compare`.
+
+Nothing that the candidate's program can steer decides what it is compared by, and each of its runs is judged again: a
+program that knows the time could be right while it is graded, and do nothing afterwards.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from app.application.submissions.running import gather_all, run_until_told
+from app.application.submissions.running import batch_size, gather_all, run_until_told
 from app.application.submissions.verdicts import CaseOutcome
 from app.domain.code_runner import (
     CaseVerdict,
@@ -28,8 +32,10 @@ from app.domain.code_runner import (
 from app.domain.grading import LEAST_REPETITIONS, CaseResult, MeasuredRun, Performance, compare
 from app.domain.problem import Problem
 
-LONGEST_PASS_S = 20.0
-"""Of the candidate's program over all cases that are compared, once; those heavy for the reference come first."""
+LONGEST_PASS_S = 40.0
+"""CPU of both programs over all cases that are compared, once; further cases are left out."""
+_LONGEST_S = 1_200.0
+"""Of it all. Three passes stay far below it, unless the program takes longer than it did before."""
 _STARTUPS = 2
 """Runs of an empty program in each repetition."""
 
@@ -56,15 +62,6 @@ class _AnsweredOtherwiseError(Exception):
     """The candidate's program does not do what it did when it was graded, so its time is that of another program."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """A program that takes turns, and the empty one of its language."""
-
-    program: PreparedProgram
-    empty: PreparedProgram
-    limits: Limits
-
-
 async def measure(
     runner: CodeRunner,
     problem: Problem,
@@ -72,12 +69,10 @@ async def measure(
     results: Sequence[CaseResult],
     judge_again: JudgeAgain,
     *,
+    on_progress: Callable[[], None],
     repetitions: int = LEAST_REPETITIONS,
 ) -> Performance:
     """Compare a program with the reference on the test cases that it passed.
-
-    Every run of the candidate's program is judged again: one that knows the time might answer rightly first, and be
-    quick afterwards. A run that meets a limit of time counts as no less than that limit.
 
     Args:
         runner: as for grading.
@@ -86,69 +81,59 @@ async def measure(
         results: what came of its cases. Those runs are no part of the comparison: they were the first, and checkers
             ran in between.
         judge_again: judges a further run.
+        on_progress: is called now and then.
         repetitions: of every case on either side, 3 or more.
 
     Raises:
         RunnerUnavailableError: the runner stopped answering.
     """
-    passed = [case for case in results if case.verdict is CaseVerdict.AC]
-    if not passed:
+    cases = in_order(problem, results)
+    if not cases:
         return Performance.missing("no test case passed")
     reference = problem.reference_for(prepared.language)
+    turns = None
     try:
-        async with AsyncExitStack() as stack:
+        async with asyncio.timeout(_LONGEST_S), AsyncExitStack() as stack:
             empty = {
                 language: await _prepare(runner, stack, SourceProgram(language, EMPTY_PROGRAMS[language]))
                 for language in {prepared.language, reference.language}
             }
             beside = await _prepare(runner, stack, reference.as_source())
-            sides = {
-                "candidate": _Side(prepared, empty[prepared.language], problem.limits.of(prepared.language)),
-                "reference": _Side(beside, empty[reference.language], problem.limits.of(reference.language)),
-            }
-            inputs = {case.index: problem.cases[case.index].input.encode() for case in passed}
-            chosen = await _worth_comparing(runner, sides["reference"], passed, inputs)
-            inputs = {index: inputs[index] for index in chosen}
-            runs, startups = await _take_turns(runner, sides, inputs, judge_again, repetitions)
+            turns = _Turns(
+                runner,
+                problem,
+                _Side("candidate", prepared, empty[prepared.language], problem.limits.of(prepared.language)),
+                _Side("reference", beside, empty[reference.language], problem.limits.of(reference.language)),
+                judge_again,
+                on_progress,
+            )
+            await turns.take(cases, repetitions)
     except _CannotBeMeasuredError as error:
         return Performance.missing(str(error), fault="runner")
     except _AnsweredOtherwiseError as error:
-        return Performance.missing(str(error))
-    kept = _finished_everywhere(runs)
-    if not kept or not all(startups.values()):
+        return Performance.missing(str(error), runs=turns.runs if turns is not None else ())
+    except TimeoutError:
+        return Performance.missing("measuring it took too long", runs=turns.runs if turns is not None else ())
+    assert turns is not None, "it ended well"
+    kept = turns.comparable()
+    if not kept or not all(turns.startups.values()):
         return Performance.missing("no test case could be run again on both sides", fault="runner")
     return compare(
         kept,
         reference_language=reference.language,
-        candidate_startup_ms=startups["candidate"],
-        reference_startup_ms=startups["reference"],
+        candidate_startup_ms=turns.startups["candidate"],
+        reference_startup_ms=turns.startups["reference"],
     )
 
 
-async def _worth_comparing(
-    runner: CodeRunner, reference: _Side, passed: Sequence[CaseResult], inputs: Mapping[int, bytes]
-) -> list[int]:
-    """The cases that fit into the time there is; where not all do, the reference says which are heavy.
+def in_order(problem: Problem, results: Sequence[CaseResult]) -> list[int]:
+    """The passed cases, those first that are likely to be heavy: with the longest input, and last in the problem.
 
-    The candidate's own times must not: it could spend them where nothing is to be done.
+    How long the candidate's program took for them is no matter: it could waste its time where nothing is to be done, so
+    that the heavy cases would find no room.
     """
-    if sum(case.wall_ms or 0.0 for case in passed) / 1000 <= LONGEST_PASS_S:
-        return [case.index for case in passed]
-    executions = await run_until_told(runner, reference.program, list(inputs.values()), reference.limits)
-    weights = dict(zip(inputs, (execution.cpu_ms for execution in executions), strict=True))
-    return heaviest(passed, weights)
-
-
-def heaviest(passed: Sequence[CaseResult], weights: Mapping[int, float]) -> list[int]:
-    """The cases that fit into the time there is, those of the greatest weight first; in the problem's order."""
-    chosen: list[int] = []
-    spent = 0.0
-    for case in sorted(passed, key=lambda case: weights[case.index], reverse=True):
-        spent += (case.wall_ms or 0.0) / 1000
-        if chosen and spent > LONGEST_PASS_S:
-            break
-        chosen.append(case.index)
-    return sorted(chosen)
+    passed = [case.index for case in results if case.verdict is CaseVerdict.AC]
+    return sorted(passed, key=lambda index: (len(problem.cases[index].input), index), reverse=True)
 
 
 async def _prepare(runner: CodeRunner, stack: AsyncExitStack, program: SourceProgram) -> PreparedProgram:
@@ -161,60 +146,90 @@ async def _prepare(runner: CodeRunner, stack: AsyncExitStack, program: SourcePro
     return prepared
 
 
-_Runs = list[tuple[MeasuredRun, Execution]]
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A program that takes turns, and the empty one of its language; ``name`` is the side's."""
+
+    name: str
+    program: PreparedProgram
+    empty: PreparedProgram
+    limits: Limits
 
 
-async def _take_turns(
-    runner: CodeRunner,
-    sides: Mapping[str, _Side],
-    inputs: Mapping[int, bytes],
-    judge_again: JudgeAgain,
-    repetitions: int,
-) -> tuple[_Runs, dict[str, list[float]]]:
-    runs: _Runs = []
-    startups: dict[str, list[float]] = {name: [] for name in sides}
-    for repetition in range(1, repetitions + 1):
-        for name, side in sides.items():
-            executions = await run_until_told(runner, side.program, list(inputs.values()), side.limits)
-            if name == "candidate":
-                executions = await _judged(side, list(inputs), executions, judge_again)
-            runs += [
-                (_measured(name, repetition, index, execution), execution)
-                for index, execution in zip(inputs, executions, strict=True)
-            ]
-        for name, side in sides.items():
-            begun = await run_until_told(runner, side.empty, [b""] * _STARTUPS, side.limits)
-            startups[name] += [execution.cpu_ms for execution in begun if execution.how is Ended.FINISHED]
-    return runs, startups
+@dataclass(slots=True)
+class _Turns:
+    """The runs of both sides. ``broken`` has the cases of which a run failed by our own fault."""
 
+    runner: CodeRunner
+    problem: Problem
+    candidate: _Side
+    reference: _Side
+    judge_again: JudgeAgain
+    on_progress: Callable[[], None]
+    runs: list[MeasuredRun] = field(default_factory=list)
+    broken: set[int] = field(default_factory=set)
+    startups: dict[str, list[float]] = field(default_factory=lambda: {"candidate": [], "reference": []})
 
-async def _judged(
-    side: _Side, indices: Sequence[int], executions: Sequence[Execution], judge_again: JudgeAgain
-) -> list[Execution]:
-    """The runs as they count: right ones as they are, those that ran out of time as no quicker than that."""
-    outcomes = await gather_all(map(judge_again, indices, executions))
-    counted = []
-    for index, execution, outcome in zip(indices, executions, outcomes, strict=True):
-        if outcome.verdict is CaseVerdict.TLE:
-            used_ms = max(execution.cpu_ms, 1000 * side.limits.cpu_s)
-            counted.append(replace(execution, how=Ended.FINISHED, cpu_ms=used_ms))
-        elif outcome.verdict is CaseVerdict.SE:
-            counted.append(replace(execution, how=Ended.SE))
-        elif outcome.verdict is CaseVerdict.AC:
-            counted.append(execution)
+    async def take(self, cases: Sequence[int], repetitions: int) -> None:
+        """Run everything so often; of the cases as many as there is time for."""
+        size = min(batch_size(side.limits) for side in (self.candidate, self.reference))
+        for repetition in range(1, repetitions + 1):
+            spent_ms = 0.0
+            for done in range(0, len(cases), size):
+                if repetition == 1 and spent_ms > 1000 * LONGEST_PASS_S:
+                    cases = cases[:done]
+                    break
+                for side in (self.candidate, self.reference):
+                    spent_ms += await self._run(side, cases[done : done + size], repetition)
+            await self._start_up()
+
+    def comparable(self) -> list[MeasuredRun]:
+        """The runs of those cases that were run each time and on both sides: the others cannot be compared."""
+        return [run for run in self.runs if run.index not in self.broken]
+
+    async def _run(self, side: _Side, batch: Sequence[int], repetition: int) -> float:
+        """Milliseconds of CPU that it took; a program that sleeps is not to decide how many cases there is time for."""
+        inputs = [self.problem.cases[index].input.encode() for index in batch]
+        executions = await run_until_told(self.runner, side.program, inputs, side.limits)
+        if side is self.candidate:
+            outcomes = await gather_all(map(self.judge_again, batch, executions))
         else:
-            raise _AnsweredOtherwiseError(
-                f"test case {index} was passed, and was {outcome.verdict.value} when it was run again: {outcome.cause}"
-            )
-    return counted
+            outcomes = [_of_reference(execution) for execution in executions]
+        otherwise = None
+        for index, execution, outcome in zip(batch, executions, outcomes, strict=True):
+            run, keeps_on = _measured(side, repetition, index, execution, outcome)
+            self.runs.append(run)
+            if outcome.verdict is CaseVerdict.SE and outcome.fault == "runner":
+                self.broken.add(index)
+            elif not keeps_on and otherwise is None:
+                otherwise = f"test case {index} was passed, and was {run.verdict} when it was run again: {run.cause}"
+        self.on_progress()
+        if otherwise is not None:
+            raise _AnsweredOtherwiseError(otherwise)
+        return sum(execution.cpu_ms for execution in executions)
+
+    async def _start_up(self) -> None:
+        for side in (self.candidate, self.reference):
+            begun = await run_until_told(self.runner, side.empty, [b""] * _STARTUPS, side.limits)
+            self.startups[side.name] += [execution.cpu_ms for execution in begun if execution.how is Ended.FINISHED]
 
 
-def _measured(name: str, repetition: int, index: int, execution: Execution) -> MeasuredRun:
-    side = "candidate" if name == "candidate" else "reference"
-    return MeasuredRun(side, repetition, index, execution.cpu_ms, execution.wall_ms, execution.memory_kb)  # type: ignore[arg-type]  # one of the two
+def _of_reference(execution: Execution) -> CaseOutcome:
+    """It is right, as was found before the problem was accepted; where it does not end, this machine fails it."""
+    if execution.how is Ended.FINISHED:
+        return CaseOutcome(CaseVerdict.AC, "measured")
+    return CaseOutcome(CaseVerdict.SE, execution.cause, "runner")
 
 
-def _finished_everywhere(runs: _Runs) -> list[MeasuredRun]:
-    """Runs of those cases that ended well each time and on both sides: the others cannot be compared."""
-    broken = {run.index for run, execution in runs if execution.how is not Ended.FINISHED}
-    return [run for run, _ in runs if run.index not in broken]
+def _measured(
+    side: _Side, repetition: int, index: int, execution: Execution, outcome: CaseOutcome
+) -> tuple[MeasuredRun, bool]:
+    """The run as it counts, and whether it does: a right one as it is, one out of time as no quicker than its limit."""
+    cpu_ms, cause, counts = execution.cpu_ms, outcome.cause, False
+    if outcome.verdict is CaseVerdict.AC:
+        cause, counts = "measured", True
+    elif outcome.verdict is CaseVerdict.TLE:
+        cpu_ms, counts = max(cpu_ms, 1000 * side.limits.cpu_s), True
+    name, verdict = side.name, outcome.verdict.value
+    run = MeasuredRun(name, repetition, index, cpu_ms, execution.wall_ms, execution.memory_kb, verdict, cause)  # type: ignore[arg-type]  # one of the two
+    return run, counts

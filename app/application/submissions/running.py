@@ -18,7 +18,16 @@ from app.domain.code_runner import (
 
 TRIES = 3
 """Of a run that the system itself lets fail."""
+_BATCH = 16
+"""Test cases that are run before their outputs are looked at: as many outputs are held at once."""
+_LONGEST_BATCH_S = 120.0
+"""Of those that may take long there are fewer, so that it can be seen that they go on."""
 _Value = TypeVar("_Value")
+
+
+def batch_size(limits: Limits) -> int:
+    """How many runs with these limits are made before their outputs are looked at and let go."""
+    return max(min(_BATCH, int(_LONGEST_BATCH_S / limits.wall_s)), 1)
 
 
 async def run_all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from typing import NamedTuple
 
 from app.domain.checking import Checker, CheckerKind, check_output
@@ -24,6 +25,17 @@ _CHECKER_LIMITS = Limits(cpu_s=10, wall_s=30, memory_mb=512, output_bytes=1024 *
 _ACCEPTED, _WRONG = 42, 43
 _COMPARED_AT_ONCE = 64 * 1024
 """Bytes; more is compared in a thread, for it may take a second."""
+
+
+async def digest_of(output: bytes) -> bytes:
+    """What tells one output from another."""
+    if len(output) > _COMPARED_AT_ONCE:
+        return await asyncio.to_thread(_sha256, output)
+    return _sha256(output)
+
+
+def _sha256(output: bytes) -> bytes:
+    return sha256(output).digest()
 
 
 class CheckerBrokenError(Exception):

@@ -57,7 +57,7 @@ class TestCaseResult(BaseModel):
     index: Count
     group: CaseGroup
     verdict: Literal["AC", "WA", "TLE", "MLE", "RE", "CE", "OLE", "SE"]
-    cause: str | None = Field(description="what led to the verdict; never words of the program")
+    cause: str | SkipJsonSchema[None] = absent("what led to the verdict; never words of the program")
     time_ms: Count | None = Field(description="processor time")
     memory_kb: Count | None
     stdout_bytes: Count | None

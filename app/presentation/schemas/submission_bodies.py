@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.application.services.submission_service import Again, RerunOrder, Seen
 from app.domain.final_scores import Component, Override
 from app.domain.submission import Node, Outcome, Progress
+from app.domain.waiting import Wait
 from app.infrastructure.persistence.models import SubmissionEvaluation
 from app.presentation.schemas.bodies import Said as Code
 from app.presentation.schemas.bodies import TurnIdField
@@ -123,6 +125,7 @@ class SubmissionEvaluationBody(BaseModel):
             waits_for=[
                 WaitBody(step=step, reason=wait["reason"], since=datetime.fromtimestamp(wait["since"], UTC))
                 for step, wait in evaluation.waits.items()
+                if not Wait.from_json(wait).is_over(time.time())  # such a step is given up
             ],
             created_at=evaluation.created_at,
             ended_at=evaluation.ended_at,
