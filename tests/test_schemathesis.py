@@ -116,6 +116,8 @@ def _aim(case: schemathesis.Case, known: dict[str, Any]) -> None:
         case.body = {"message": "hello", "session_id": known["session_id"]}
     elif path == "/api/sessions/{session_id}/submissions" and case.method == "POST":
         case.body = {"code": "print(1)", "language": "python"}
+    elif path == "/api/sessions/{session_id}/turns/{turn_id}/appeal":
+        case.body = {"person": "Kim", "reason": "Look again."}
     elif path == "/api/submissions/{submission_id}/rerun":
         case.body = {"person": "Kim"}
     elif path == "/api/problems/{spec_id}" and case.operation.method == "put":
