@@ -390,6 +390,16 @@ async def test_what_breaks_the_checker_once_it_is_measured_leaves_no_heavy_case_
     assert "the checker gave no verdict" in (outcome.performance.reason or "")
 
 
+async def test_a_measurement_without_an_end_is_ended_and_the_verdicts_stay(
+    runner: CodeRunner, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_LONGEST_S", 0.8)
+    slow = "import time\ntime.sleep(0.5)\n" + ADDS
+    outcome = await grade(runner, problem(), python(slow), isolation=isolation)
+    assert outcome.accepted and not outcome.is_whole
+    assert outcome.performance.reason == "measuring it took too long"
+
+
 async def test_another_right_answer_each_time_is_right_each_time(runner: CodeRunner, isolation: Isolation) -> None:
     source = "import random\nfound = input().split()\nrandom.shuffle(found)\nprint(*found)\n"
     which = with_checker(references=[{"language": "python", "source": source}])
