@@ -336,8 +336,7 @@ async def test_a_program_cannot_choose_what_it_is_compared_by(
     runner: CodeRunner, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It spends its time where nothing is to be done, so that the heavy case would find no room."""
-    monkeypatch.setattr(measuring, "LONGEST_PASS_S", 0.1)
-    monkeypatch.setattr(running, "_BATCH", 1)
+    monkeypatch.setattr(measuring, "LONGEST_PASS_S", 3.0)  # of a limit of 2 s: one case
     cases = [{"name": f"{n}", "input": f"{n}\n", "output": "done\n"} for n in (1, 2, 700_000)]
     which = problem(cases=cases, references=[{"language": "python", "source": COUNTS.format(times=1)}])
     outcome = await grade(runner, which, python(WASTEFUL), isolation=isolation)
@@ -398,6 +397,28 @@ async def test_a_measurement_without_an_end_is_ended_and_the_verdicts_stay(
     outcome = await grade(runner, problem(), python(slow), isolation=isolation)
     assert outcome.accepted and not outcome.is_whole
     assert outcome.performance.reason == "measuring it took too long"
+
+
+async def test_a_slow_reference_leaves_cases_out_and_says_which_are_compared(
+    runner: CodeRunner, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "LONGEST_REFERENCE_S", 0.01)
+    monkeypatch.setattr(running, "_BATCH", 1)
+    cases = [{"name": f"{n}", "input": f"{n}\n", "output": "done\n"} for n in (1, 2, 700_000)]
+    which = problem(cases=cases, references=[{"language": "python", "source": COUNTS.format(times=1)}])
+    outcome = await grade(runner, which, counting(1), isolation=isolation)
+    assert outcome.performance.cases == (2,)
+    assert len(outcome.performance.runs) == 2 * 3, "as often on both sides"
+
+
+async def test_a_case_that_our_own_fault_leaves_out_is_waited_for_and_the_others_count(
+    runner: CodeRunner, isolation: Isolation
+) -> None:
+    failing = Failing(runner, fails={b"10 -4\n": 99}, spares=3)
+    outcome = await grade(failing, problem(), python(ADDS), isolation=isolation)
+    assert outcome.accepted
+    assert (outcome.performance.cases, outcome.performance.fault) == ((0, 2), "runner")
+    assert outcome.performance.ratio is not None
 
 
 async def test_another_right_answer_each_time_is_right_each_time(runner: CodeRunner, isolation: Isolation) -> None:

@@ -484,6 +484,7 @@ class ProviderRequest:
     Attributes:
         headers: with names in lower case.
         body: the parsed JSON.
+        client_port: of the connection that it came on.
         pieces_sent: text pieces written completely.
         first_byte_at, ended_at: ``None`` until then.
         ended: ``completed``: everything was written (an HTTP error too). ``client_closed``: the client closed
@@ -495,6 +496,7 @@ class ProviderRequest:
     headers: Mapping[str, str]
     body: dict[str, Any]
     script: Script
+    client_port: int
     started_at: float = field(default_factory=time.monotonic)
     first_byte_at: float | None = None
     ended_at: float | None = None
@@ -712,7 +714,9 @@ class Provider(AppThread):
         except UnknownScriptError as error:
             return web.json_response({"error": {"message": str(error), "code": "unknown_script"}}, status=400)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        record = ProviderRequest(next(self._numbers), headers, body, script)
+        assert request.transport is not None, "it has just come in"
+        port = request.transport.get_extra_info("peername")[1]
+        record = ProviderRequest(next(self._numbers), headers, body, script, port)
         self.requests.add(record)
         return await self._answer(request, record)
 

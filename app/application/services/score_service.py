@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from app.application.submissions.again import scores_again
+from app.application.submissions.again import is_to_be_told, scores_again
 from app.core.errors import ErrorCode, TurnstoneError
 from app.domain.final_scores import Component, Override
 from app.domain.scoring import ScorePolicy
@@ -41,8 +41,7 @@ async def override_component(submission_id: str, component: Component, override:
         submission, evaluations = await _locked(db, submission_id)
         told = _told(evaluations)
         last = evaluations[-1]
-        to_be_told = any(each.status is RevisionStatusEnum.WAITING and _will_be_told(each) for each in evaluations)
-        if told is not None and not to_be_told:
+        if told is not None and not any(map(is_to_be_told, evaluations)):
             last = await scores_again(db, submission.id, told.id, override.person)
         return await ReviewRepository(db).override_component(
             submission.session_id, submission.id, component, override, last.revision
@@ -102,11 +101,6 @@ async def _locked(db: Transaction, submission_id: str) -> tuple[Submission, list
         raise TurnstoneError(ErrorCode.SUBMISSION_NOT_FOUND, "There is no such submission.")
     await SessionRepository(db).lock_session(found.session_id)
     return found, (await submissions.evaluations([found.id]))[found.id]
-
-
-def _will_be_told(evaluation: SubmissionEvaluation) -> bool:
-    """Whether it is, once it is made: an appeal only where a person has released it."""
-    return evaluation.cause != "appeal" or "released_by" in evaluation.basis
 
 
 def _told(evaluations: list[SubmissionEvaluation]) -> SubmissionEvaluation | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.application.evaluation.judging import when_database_is_there
 from app.application.services.callback_service import CallbackService
-from app.application.submissions.again import scores_again
+from app.application.submissions.again import SCORES_AGAIN, is_to_be_told, scores_again
 from app.application.submissions.work import Made, SubmissionDesk, Work
 from app.core import metrics
 from app.core.errors import ErrorCode
@@ -16,7 +16,7 @@ from app.domain.final_scores import aggregate as scores_of
 from app.domain.langgraph.submission_state import Outcomes
 from app.domain.scoring import ScorePolicy
 from app.domain.submission import DONE, FAILED, HELD, Node, Outcome
-from app.infrastructure.persistence.models import ReviewReasonEnum, RevisionStatusEnum
+from app.infrastructure.persistence.models import ReviewReasonEnum
 from app.infrastructure.persistence.session import Transaction, get_db_context
 from app.infrastructure.repositories.document_repository import DocumentRepository
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository
@@ -79,27 +79,24 @@ async def _tell(db: Transaction, work: Work, came: Outcomes) -> None:
     done = work.reporter.then(DONE)
     if await claims.end_submission(evaluation, "DONE", done):
         await claims.tell(evaluation.news("DONE", done))
-    await _count_what_people_set_meanwhile(db, evaluation.submission_id, evaluation.id, came)
+    await _count_what_people_set_meanwhile(db, evaluation.submission_id)
 
 
-async def _count_what_people_set_meanwhile(
-    db: Transaction, submission_id: int, told: int, came: Mapping[Node, Outcome]
-) -> None:
-    """A score that a person has set since the aggregation of what was ``told`` gets a revision of its own."""
+async def _count_what_people_set_meanwhile(db: Transaction, submission_id: int) -> None:
+    """Scores that people have set, and that are not in what is told now, get a revision of their own.
+
+    Where an evaluation is still to be told, it will have them.
+    """
+    evaluations = (await SubmissionRepository(db).evaluations([submission_id]))[submission_id]
+    told = next((each for each in reversed(evaluations) if each.published), None)
+    if told is None or any(map(is_to_be_told, evaluations)):
+        return
+    aggregated = (await SubmissionClaims(db).steps(told.id))[Node.AGGREGATE]
+    counted = set((aggregated.evidence or {}).get("overrides", {}).values())
     rows = await ReviewRepository(db).component_overrides(submission_id)
-    counted = set((came[Node.AGGREGATE].evidence or {}).get("overrides", {}).values())
     set_since = [row for row in rows.values() if row.id not in counted]
     if set_since:
-        await scores_again(db, submission_id, told, set_since[-1].person)
-
-
-async def _count_in_what_was_told(db: Transaction, evaluation: ClaimedEvaluation) -> None:
-    """This one is not told: what people have set while it was made counts in what was told before."""
-    evaluations = (await SubmissionRepository(db).evaluations([evaluation.submission_id]))[evaluation.submission_id]
-    told = next((each for each in reversed(evaluations) if each.published), None)
-    if told is not None and not any(each.status is RevisionStatusEnum.WAITING for each in evaluations):
-        came = await SubmissionClaims(db).steps(told.id)
-        await _count_what_people_set_meanwhile(db, evaluation.submission_id, told.id, came)
+        await scores_again(db, submission_id, told.id, set_since[-1].person)
 
 
 async def _hold(db: Transaction, work: Work, came: Outcomes) -> None:
@@ -115,7 +112,7 @@ async def _hold(db: Transaction, work: Work, came: Outcomes) -> None:
         progress = work.reporter.then(HELD)
         if await claims.end_submission(evaluation, "RUNNING", progress):
             await claims.tell(evaluation.news("RUNNING", progress))
-    await _count_in_what_was_told(db, evaluation)
+    await _count_what_people_set_meanwhile(db, evaluation.submission_id)
 
 
 async def _open_reviews(db: Transaction, evaluation: ClaimedEvaluation, came: Outcomes) -> None:
@@ -161,8 +158,8 @@ async def give_up(evaluation: ClaimedEvaluation, desk: SubmissionDesk) -> None:
             claims = SubmissionClaims(db)
             await claims.end(evaluation, None)
             await _open(db, evaluation, ReviewReasonEnum.UNSCORED, {"reason": "it could not be evaluated"})
-            if "released_by" not in evaluation.basis:  # else it was made for just that, and would be again and again
-                await _count_in_what_was_told(db, evaluation)
+            if SCORES_AGAIN not in evaluation.basis:  # else it was made for just that, and would be again and again
+                await _count_what_people_set_meanwhile(db, evaluation.submission_id)
             failed = FAILED.after(evaluation.progress)
             if not await claims.end_submission(evaluation, "FAILED", failed):
                 return

@@ -114,7 +114,11 @@ class _Run:
         if execution.how is Ended.FINISHED and await digest_of(execution.stdout) == self.right.get(index):
             return CaseOutcome(CaseVerdict.AC, "as before")
         case = self.problem.cases[index]
-        return await self.verdicts.verdict(execution, case.input.encode(), case.output.encode())
+        for _ in range(TRIES):
+            outcome = await self.verdicts.verdict(execution, case.input.encode(), case.output.encode())
+            if outcome.verdict is not CaseVerdict.SE:
+                break
+        return outcome
 
 
 async def _run_cases(run: _Run, on_progress: Progress) -> list[CaseResult]:

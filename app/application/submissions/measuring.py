@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.application.submissions.running import batch_size, gather_all, run_until_told
@@ -32,10 +32,12 @@ from app.domain.code_runner import (
 from app.domain.grading import LEAST_REPETITIONS, CaseResult, MeasuredRun, Performance, compare
 from app.domain.problem import Problem
 
-LONGEST_PASS_S = 40.0
-"""CPU of both programs over all cases that are compared, once; further cases are left out."""
-_LONGEST_S = 1_200.0
-"""Of it all. Three passes stay far below it, unless the program takes longer than it did before."""
+LONGEST_PASS_S = 120.0
+"""CPU that the candidate's program could take for all cases that are compared, once; further cases are left out."""
+LONGEST_REFERENCE_S = 20.0
+"""CPU of the reference, likewise."""
+_LONGEST_S = 3_000.0
+"""Of it all, with the time that it waits for others; three passes stay far below it."""
 _STARTUPS = 2
 """Runs of an empty program in each repetition."""
 
@@ -110,20 +112,22 @@ async def measure(
             await turns.take(cases, repetitions)
     except _CannotBeMeasuredError as error:
         return Performance.missing(str(error), fault="runner")
-    except _AnsweredOtherwiseError as error:
-        return Performance.missing(str(error), runs=turns.runs if turns is not None else ())
-    except TimeoutError:
-        return Performance.missing("measuring it took too long", runs=turns.runs if turns is not None else ())
+    except (_AnsweredOtherwiseError, TimeoutError) as error:
+        reason = str(error) or "measuring it took too long"
+        return Performance.missing(reason, runs=turns.runs if turns is not None else ())
     assert turns is not None, "it ended well"
     kept = turns.comparable()
     if not kept or not all(turns.startups.values()):
         return Performance.missing("no test case could be run again on both sides", fault="runner")
-    return compare(
+    compared = compare(
         kept,
         reference_language=reference.language,
         candidate_startup_ms=turns.startups["candidate"],
         reference_startup_ms=turns.startups["reference"],
     )
+    if turns.broken:
+        return replace(compared, reason="test cases could not be run again, by our own fault", fault="runner")
+    return compared
 
 
 def in_order(problem: Problem, results: Sequence[CaseResult]) -> list[int]:
@@ -171,16 +175,17 @@ class _Turns:
     startups: dict[str, list[float]] = field(default_factory=lambda: {"candidate": [], "reference": []})
 
     async def take(self, cases: Sequence[int], repetitions: int) -> None:
-        """Run everything so often; of the cases as many as there is time for."""
+        """Run everything so often; of the cases as many as there is time for, whatever the program does with it."""
+        cases = cases[: max(int(LONGEST_PASS_S / self.candidate.limits.cpu_s), 1)]
         size = min(batch_size(side.limits) for side in (self.candidate, self.reference))
         for repetition in range(1, repetitions + 1):
             spent_ms = 0.0
             for done in range(0, len(cases), size):
-                if repetition == 1 and spent_ms > 1000 * LONGEST_PASS_S:
+                if repetition == 1 and spent_ms > 1000 * LONGEST_REFERENCE_S:
                     cases = cases[:done]
                     break
-                for side in (self.candidate, self.reference):
-                    spent_ms += await self._run(side, cases[done : done + size], repetition)
+                await self._run(self.candidate, cases[done : done + size], repetition)
+                spent_ms += await self._run(self.reference, cases[done : done + size], repetition)
             await self._start_up()
 
     def comparable(self) -> list[MeasuredRun]:
@@ -188,7 +193,7 @@ class _Turns:
         return [run for run in self.runs if run.index not in self.broken]
 
     async def _run(self, side: _Side, batch: Sequence[int], repetition: int) -> float:
-        """Milliseconds of CPU that it took; a program that sleeps is not to decide how many cases there is time for."""
+        """Milliseconds of CPU that it took."""
         inputs = [self.problem.cases[index].input.encode() for index in batch]
         executions = await run_until_told(self.runner, side.program, inputs, side.limits)
         if side is self.candidate:
