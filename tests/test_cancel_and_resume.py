@@ -102,6 +102,28 @@ async def test_cancel_closes_the_connection_to_the_provider_and_only_then_says_c
         )
 
 
+SLOW_FLUSH = """
+    CREATE FUNCTION slowly() RETURNS trigger AS $$
+    BEGIN
+        PERFORM pg_sleep(0.5);
+        RETURN NEW;
+    END $$ LANGUAGE plpgsql;
+    CREATE TRIGGER slowly BEFORE INSERT ON turn_chunks FOR EACH ROW EXECUTE FUNCTION slowly()
+    """
+
+
+async def test_a_flush_that_is_under_way_when_a_turn_ends_leaves_nothing(
+    service: Service, provider: Provider, rows: Rows
+) -> None:
+    rows(SLOW_FLUSH)
+    provider.default = Script(pieces=[f"word{number} " for number in range(25)], piece_delay_s=0.02)
+    async with connect(service.url) as client:
+        for number in range(3):
+            assert (await client.ask("hello", number, **new_pair())).end["type"] == "done"
+    await asyncio.sleep(1.0)  # a flush that was begun before would have ended by now
+    assert rows("SELECT 1 FROM turn_chunks") == []
+
+
 async def test_a_cancel_right_behind_the_message_is_not_lost(service: Service, provider: Provider, rows: Rows) -> None:
     provider.default = STEADY
     for number in range(10):

@@ -83,6 +83,7 @@ class TurnRunner:
         self._turns: dict[TurnKey, RunningTurn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[int] = set()
+        self._flushing = asyncio.Lock()
         self.draining = False
 
     def refusal(self) -> TurnstoneError | None:
@@ -152,8 +153,12 @@ class TurnRunner:
 
     async def flush(self, owner: int) -> None:
         """Write the new text of all running turns in one statement, and see which of them somebody wants stopped."""
+        async with self._flushing:
+            await self._flush(owner)
+
+    async def _flush(self, owner: int) -> None:
         begun = time.monotonic()
-        turns = [turn for turn in self._turns.values() if turn.ref.owner == owner]
+        turns = [turn for turn in self._turns.values() if turn.ref.owner == owner and not turn.settling]
         chunks = [chunk for turn in turns if (chunk := turn.unflushed()) is not None]
         reached = {turn.ref.pk: turn.log.last_seq for turn in turns}
         async with get_db_context() as db:
@@ -263,6 +268,9 @@ class TurnRunner:
     async def _settle(self, turn: RunningTurn, final: FinalTurn) -> bool:
         """Store the ending, for as long as it takes; ``False`` when the turn is not ours any more."""
         pause = _FIRST_RETRY_S
+        turn.settling = True  # it is flushed no more: all of its text goes with the settlement
+        async with self._flushing:
+            pass  # what a flush writes that is under way now would not be seen, and stay
         while True:
             try:
                 await settle(turn.ref, final, held=self._held, judged_by=self._judged_by)

@@ -45,6 +45,7 @@ class RunningTurn:
         self.generation = generation
         self.arrived_at = arrived_at
         self.flushed_seq = 0
+        self.settling = False
         self.cancel_requested = False
         self.interrupted = False
         self.disowned = False
