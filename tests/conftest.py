@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 import structlog
@@ -27,6 +28,10 @@ from app.infrastructure.persistence.session import Database, bind
 from tests.support.core import FakeCore
 from tests.support.provider import Provider
 from tests.support.service import Service
+
+# How long an example takes says more of the machine than of the code; speed is the benchmarks' matter.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 CORE_KEY = "core-receives-with-this-key"
