@@ -73,7 +73,7 @@ async def sessions_with(events: int, count: int) -> list[int]:
 
 async def new_worker() -> int:
     async with get_db_context() as db:
-        return await WorkerRepository(db).register("test")
+        return await WorkerRepository(db).register("test", 6)
 
 
 @asynccontextmanager

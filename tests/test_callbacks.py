@@ -261,7 +261,7 @@ async def test_an_unknown_session_can_be_told_nothing_of(database: Database) -> 
 async def running_turn(database: Database) -> TurnRef:
     """A turn that waits for its ending."""
     async with get_db_context() as db:
-        owner = await WorkerRepository(db).register("test")
+        owner = await WorkerRepository(db).register("test", 6)
         session = await SessionRepository(db).create_session(**new_pair())
     new = NewTurn(session.id, "t", turn_id_is_int=False, owner=owner, model="m", message="why?")
     async with get_db_context() as db:

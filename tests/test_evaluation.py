@@ -348,7 +348,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def running_turn() -> TurnRef:
     async with get_db_context() as db:
-        owner = await WorkerRepository(db).register("test")
+        owner = await WorkerRepository(db).register("test", 6)
         session = await SessionRepository(db).create_session(**new_pair())
     new = NewTurn(session.id, "t", turn_id_is_int=False, owner=owner, model="m", message=PROMPT)
     async with get_db_context() as db:
@@ -449,7 +449,7 @@ async def test_only_the_worker_that_has_claimed_a_run_and_holds_its_lease_ends_i
     await settle(turn, FINAL, held=False, judged_by=await default_basis("openai:x"))
     async with get_db_context() as db:
         workers = WorkerRepository(db)
-        one, other = await workers.register("one"), await workers.register("other")
+        one, other = await workers.register("one", 6), await workers.register("other", 6)
     async with get_db_context() as db:
         [run] = await EvaluationRuns(db).claim(one, room=5)
         assert await EvaluationRuns(db).claim(other, room=5) == []

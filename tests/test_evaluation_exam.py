@@ -77,7 +77,7 @@ async def test_a_panels_calls_are_kept_though_they_are_made_at_once_and_none_is_
 ) -> None:
     await settle(await running_turn(), FINAL, held=False, judged_by=await default_basis("scripted"))
     async with get_db_context() as db:
-        worker = await WorkerRepository(db).register("one")
+        worker = await WorkerRepository(db).register("one", 6)
     async with get_db_context() as db:
         [run] = await EvaluationRuns(db).claim(worker, room=1)
 

@@ -521,23 +521,23 @@ async def test_sums_are_compared_by_their_medians_without_start_up() -> None:
     assert found.candidate_cpu_ms == (120, 100, 800)
     assert found.reference_cpu_ms == (60, 40, 60)
     assert found.ratio == (120 - 2 * 10) / (60 - 2 * 5), "one outlier changes nothing"
-    assert found.floor_ms == 2.0
+    assert found.floor_ms == 2 * 10 / 4
 
 
 async def test_what_start_up_s_noise_hides_is_no_difference() -> None:
-    def ratio(candidate: float, reference: float) -> float:
-        startups = [10.0, 10.0, 14.0]
+    def ratio(candidate: float, reference: float, *, startups: Sequence[float] = (9.0, 10.0, 14.0)) -> float:
         found = compare(
             runs([[candidate]] * 3, [[reference]] * 3),
             reference_language="python",
             candidate_startup_ms=startups,
             reference_startup_ms=startups,
         )
-        assert found.floor_ms == 2.0
+        assert found.floor_ms == (2.5 if startups[0] == 9.0 else 4.0)
         assert found.ratio is not None
         return found.ratio
 
-    assert ratio(10.1, 11.9) == 1.0, "twenty times as much, if the noise were believed"
+    assert ratio(10.1, 12.4) == 1.0, "twenty-four times as much, if the noise were believed"
     assert ratio(9.0, 8.0) == 1.0
-    assert ratio(50, 10.1) == 40 / 2.0
-    assert ratio(10.1, 50) == 2.0 / 40
+    assert ratio(50, 10.1) == 40 / 2.5
+    assert ratio(10.1, 50) == 2.5 / 40
+    assert ratio(10.1, 13.9, startups=(6.0, 10.0, 14.0)) == 1.0, "a machine on which start-ups differ by more"

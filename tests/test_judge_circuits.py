@@ -90,7 +90,7 @@ async def test_runs_of_a_judge_that_is_away_are_not_even_claimed(database: Datab
     for model in ("openai:away", "openai:there", "openai:away"):
         await settle(await running_turn(), FINAL, held=False, judged_by=await default_basis(model))
     async with get_db_context() as db:
-        worker = await WorkerRepository(db).register("one")
+        worker = await WorkerRepository(db).register("one", 6)
     async with get_db_context() as db:
         claimed = await EvaluationRuns(db).claim(worker, room=5, without=["openai:away"])
     models = {run["id"]: run["settings"]["model"] for run in runs(rows)}

@@ -28,10 +28,10 @@ LENGTH_S = 8.0
 class Watcher:
     """A process's lease whose clock the test turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, length_s: float = LENGTH_S) -> None:
         self.settled = 0
         self.lost: list[int] = []
-        self.lease = Lease(LENGTH_S, on_fenced=self._settle, on_lost=self.lost.append)
+        self.lease = Lease(length_s, on_fenced=self._settle, on_lost=self.lost.append)
 
     async def _settle(self) -> None:
         self.settled += 1
@@ -39,7 +39,7 @@ class Watcher:
 
 async def _fenced(token: int) -> bool:
     async with get_db_context() as db:
-        return token not in dict(await WorkerRepository(db).beats_of_others(0))
+        return token not in [other.id for other in await WorkerRepository(db).others(0)]
 
 
 async def test_every_lease_has_a_larger_token_than_all_before(database: Database) -> None:
@@ -73,6 +73,19 @@ async def test_a_lease_that_is_renewed_lives(database: Database) -> None:
             await owner.lease.renew()
     assert not await _fenced(owner.lease.token)
     assert watcher.settled == 0
+
+
+@pytest.mark.parametrize(("watchers", "owners"), [(2.0, 8.0), (8.0, 2.0)])
+async def test_of_two_lengths_the_longer_one_counts(database: Database, watchers: float, owners: float) -> None:
+    """As when the setting is changed and one process after the other is restarted."""
+    watcher, owner = Watcher(watchers), Watcher(owners)
+    await watcher.lease.take()
+    await owner.lease.take()
+    for now in range(100, 108):
+        await watcher.lease.watch(float(now))
+        assert not await _fenced(owner.lease.token)
+    await watcher.lease.watch(108.0)
+    assert await _fenced(owner.lease.token)
 
 
 async def test_a_database_that_hung_fences_nobody(database: Database) -> None:
@@ -205,7 +218,7 @@ def test_a_process_that_ends_gives_its_lease_back(settings: Settings, rows: Rows
 
 async def test_leases_that_ended_long_ago_are_removed_unless_they_own_a_turn(database: Database, rows: Rows) -> None:
     async with get_db_context() as db:
-        workers = [await WorkerRepository(db).register(name) for name in ("alive", "fenced", "long gone", "owner")]
+        workers = [await WorkerRepository(db).register(name, 6) for name in ("alive", "fenced", "long gone", "owner")]
     alive, fenced, gone, owner = workers
     rows("UPDATE workers SET fenced_at = now() WHERE id = %s", fenced)
     rows("UPDATE workers SET fenced_at = now() - interval '25 hours' WHERE id IN (%s, %s)", gone, owner)
@@ -222,7 +235,7 @@ async def test_leases_that_ended_long_ago_are_removed_unless_they_own_a_turn(dat
 
 async def test_a_fenced_owner_starts_no_turn(database: Database, rows: Rows) -> None:
     async with get_db_context() as db:
-        owner = await WorkerRepository(db).register("gone")
+        owner = await WorkerRepository(db).register("gone", 6)
         session = await SessionRepository(db).create_session(1, 1)
         await WorkerRepository(db).fence(owner)
     new = NewTurn(session.id, "t", turn_id_is_int=False, owner=owner, model="m", message="why?")

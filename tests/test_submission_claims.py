@@ -26,7 +26,7 @@ NOW = datetime.now(UTC)
 
 async def worker() -> int:
     async with get_db_context() as db:
-        return await WorkerRepository(db).register("test")
+        return await WorkerRepository(db).register("test", 6)
 
 
 async def fence(worker_id: int) -> None:

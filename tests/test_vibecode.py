@@ -390,7 +390,7 @@ class Relaying:
 
     async def __aenter__(self) -> None:
         async with get_db_context() as db:
-            worker = await WorkerRepository(db).register("test")
+            worker = await WorkerRepository(db).register("test", 6)
         self._task = asyncio.create_task(CallbackRelay(self._settings, lambda: worker).run())
 
     async def __aexit__(self, *_: object) -> None:
@@ -456,7 +456,7 @@ async def test_a_result_whose_try_a_process_did_not_outlive_is_not_sent_again(
     await record_result()
     core.next(Answer(action="hang"))
     async with get_db_context() as db:
-        worker = await WorkerRepository(db).register("to be killed")
+        worker = await WorkerRepository(db).register("to be killed", 6)
     relay = CallbackRelay(once.model_copy(update={"timeout_s": 60}), lambda: worker)
     task = asyncio.create_task(relay.run())
     await core.reaches(lambda deliveries: len(deliveries) == 1)

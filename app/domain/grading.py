@@ -16,6 +16,8 @@ Fault = Literal["runner", "checker"]
 LEAST_REPETITIONS = 3
 _LEAST_SIGNIFICANT_MS = 1.0
 """Of one run: what schedulers and caches do to its CPU time anyway."""
+_LEAST_SIGNIFICANT_PART = 0.25
+"""Of a start-up: by more than this two runs of the same program seldom differ, on a busy machine too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,8 @@ def compare(
 
     For each repetition the CPU of all cases is summed up, and of the sums of a side the median is taken. From it goes
     the median start-up of an empty program of its language, once for each case. What is left is no less than a floor:
-    for each case a millisecond, or half of what the start-ups differ by where that is more. Two programs below it are
-    equally quick.
+    for each case a millisecond, a quarter of the longer start-up, or half of what the start-ups differ by, whichever is
+    most. Two programs below it are equally quick.
 
     Args:
         runs: of both sides, with the same cases in each repetition.
@@ -128,8 +130,9 @@ def compare(
     cases = sorted({run.index for run in runs})
     sums = {side: _sums(runs, side) for side in ("candidate", "reference")}
     startups = {"candidate": candidate_startup_ms, "reference": reference_startup_ms}
-    noise = max(max(times) - min(times) for times in startups.values()) / 2
-    floor = len(cases) * max(_LEAST_SIGNIFICANT_MS, noise)
+    part = _LEAST_SIGNIFICANT_PART * max(median(times) for times in startups.values())
+    spread = max(max(times) - min(times) for times in startups.values()) / 2
+    floor = len(cases) * max(_LEAST_SIGNIFICANT_MS, part, spread)
     net = {side: max(median(sums[side]) - len(cases) * median(startups[side]), floor) for side in sums}
     return Performance(
         net["candidate"] / net["reference"],

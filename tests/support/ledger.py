@@ -33,7 +33,7 @@ def call(prompt: int, completion: int, cached: int = 0, *, ref: str | None = Non
 async def session_with(*turns: Sequence[CallRecord], pair: Mapping[str, int] | None = None) -> int:
     """A session whose turns made these calls, each turn's settled as the service settles it; returns its id."""
     async with get_db_context() as db:
-        owner = await WorkerRepository(db).register("test")
+        owner = await WorkerRepository(db).register("test", 6)
         session = await SessionRepository(db).create_session(**(pair or new_pair()))
     for number, calls in enumerate(turns, 1):
         new = NewTurn(session.id, f"t{number}", turn_id_is_int=False, owner=owner, model=MODEL, message="why?")

@@ -3,7 +3,8 @@
 A lease is one row whose ``beats`` grow. Its owner owns turns and callback lanes under the row's id, the fencing token.
 Whoever sees another's beats stand still for a whole lease length, by its own monotonic clock and without a database
 error or a long silence meanwhile, fences it: from then on the old owner can write nothing. So an outage or a stall of
-the database, in which nobody can renew, fences nobody.
+the database, in which nobody can renew, fences nobody. Where two processes are set to different lengths the longer one
+counts, for a process renews as often as its own length demands.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Lease:
     async def take(self) -> None:
         """Take a lease; each one has a larger token than all before."""
         async with get_db_context() as db:
-            self._token = await WorkerRepository(db).register(process_name())
+            self._token = await WorkerRepository(db).register(process_name(), self._length_s)
 
     async def give_back(self) -> None:
         """End the lease, so that nobody has to wait for it to run out."""
@@ -92,16 +93,16 @@ class Lease:
             self._seen.clear()
         self._looked_at = now
         async with get_db_context() as db:
-            others = dict(await WorkerRepository(db).beats_of_others(self._token))
+            others = await WorkerRepository(db).others(self._token)
         self._seen = {
-            worker: self._seen[worker] if worker in self._seen and self._seen[worker][0] == beats else (beats, now)
-            for worker, beats in others.items()
+            other.id: self._seen[other.id] if self._seen.get(other.id, (None,))[0] == other.beats else (other.beats, now)
+            for other in others
         }
-        dead = [worker for worker, (_, since) in self._seen.items() if now - since >= self._length_s]
-        for worker in dead:
+        dead = [other for other in others if now - self._seen[other.id][1] >= max(self._length_s, other.lease_s)]
+        for other in dead:
             async with get_db_context() as db:
-                fenced = await WorkerRepository(db).fence(worker, seen_beats=others[worker])
+                fenced = await WorkerRepository(db).fence(other.id, seen_beats=other.beats)
             if fenced:
-                log.warning("lease_taken_from_dead_process", token=worker)
+                log.warning("lease_taken_from_dead_process", token=other.id)
         if dead:
             await self._on_fenced()

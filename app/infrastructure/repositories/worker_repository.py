@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlalchemy import func, insert, select, update
 
@@ -31,15 +32,24 @@ _free_evaluations = """
     """
 
 
+class Beats(NamedTuple):
+    """How often a lease was renewed, and after how many seconds without that it is dead."""
+
+    id: int
+    beats: int
+    lease_s: float
+
+
 class WorkerRepository:
     """Reads and writes leases within the transaction at hand."""
 
     def __init__(self, db: Transaction) -> None:
         self._db = db
 
-    async def register(self, name: str) -> int:
-        """Take a lease; returns its fencing token, which is larger than all earlier ones."""
-        return (await self._db.scalars(insert(Worker).returning(Worker.id), [{"name": name}])).one()
+    async def register(self, name: str, lease_s: float) -> int:
+        """Take a lease of this length in seconds; returns its fencing token, which is larger than all earlier ones."""
+        values = {"name": name, "lease_s": lease_s}
+        return (await self._db.scalars(insert(Worker).returning(Worker.id), [values])).one()
 
     async def beat(self, worker_id: int) -> bool:
         """Renew a lease; ``False`` when it is gone for good."""
@@ -52,10 +62,11 @@ class WorkerRepository:
         )
         return (await self._db.scalars(statement)).first() is not None
 
-    async def beats_of_others(self, worker_id: int) -> Sequence[tuple[int, int]]:
-        """Id and beats of every lease that is not fenced, but the caller's own."""
-        statement = select(Worker.id, Worker.beats).where(Worker.fenced_at.is_(None), Worker.id != worker_id)
-        return [(row.id, row.beats) for row in await self._db.execute(statement)]
+    async def others(self, worker_id: int) -> Sequence[Beats]:
+        """Every lease that is not fenced, but the caller's own."""
+        columns = select(Worker.id, Worker.beats, Worker.lease_s)
+        statement = columns.where(Worker.fenced_at.is_(None), Worker.id != worker_id)
+        return [Beats(row.id, row.beats, row.lease_s) for row in await self._db.execute(statement)]
 
     async def fence(self, worker_id: int, *, seen_beats: int | None = None) -> bool:
         """End a lease and free the lanes, the judgements and the evaluations it had claimed.

@@ -22,6 +22,7 @@ from app.infrastructure.persistence.models.base import Base, Big, BigId, MaybeMo
 class Worker(Base):
     """A process that runs turns. ``id`` is its fencing token; ``beats`` grows while it lives.
 
+    ``lease_s`` is for how many seconds they may stand still; a program before this column said nothing of it.
     Once ``fenced_at`` is set the process owns nothing any more: every write of a turn asks for it.
     """
 
@@ -31,6 +32,7 @@ class Worker(Base):
     name: Mapped[str] = mapped_column(Text)
     started_at: Mapped[Moment]
     beats: Mapped[Big] = mapped_column(server_default="0")
+    lease_s: Mapped[float] = mapped_column(server_default="15")
     fenced_at: Mapped[MaybeMoment]
 
 
