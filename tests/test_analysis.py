@@ -185,10 +185,10 @@ async def test_a_problems_patterns_are_looked_for_in_their_language() -> None:
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ({"kind": "for_loop"}, "patterns[1].rule: ast-grep says: Kind `for_loop` is invalid."),
-        ({"regex": "("}, "patterns[1].rule: ast-grep says:"),
-        ({"all": [{"matches": "nowhere"}]}, "patterns[1].rule: ast-grep says:"),
-        ({"pattern": "f($A)", "nthChild": []}, "patterns[1].rule: ast-grep says:"),
+        ({"kind": "for_loop"}, "patterns[0].rule: ast-grep says: Kind `for_loop` is invalid."),
+        ({"regex": "("}, "patterns[0].rule: ast-grep says:"),
+        ({"all": [{"matches": "nowhere"}]}, "patterns[0].rule: ast-grep says:"),
+        ({"pattern": "f($A)", "nthChild": []}, "patterns[0].rule: ast-grep says:"),
     ],
 )
 async def test_a_pattern_that_ast_grep_refuses_is_told_before_it_is_kept(rule: dict[str, Any], told: str) -> None:

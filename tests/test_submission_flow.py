@@ -17,6 +17,7 @@ from tests.conftest import Rows
 from tests.support.chat import Command, environment, wait_until
 from tests.support.core import FakeCore
 from tests.support.judge import ScriptedJudge
+from tests.support.problems import SUM
 from tests.support.service import Service
 from tests.support.submissions import (
     PROMPT,
@@ -110,6 +111,24 @@ def test_a_submission_is_evaluated_and_everything_of_it_is_written_and_told(
     marks = rows("SELECT turn FROM criterion_scores WHERE run_id = %s", found["panel"]["evidence"]["run_id"])
     assert len(marks) == 12 and {mark["turn"] for mark in marks} == {1}
     assert {row["cause"] for row in rows("SELECT cause FROM evaluation_runs WHERE turn IS NULL")} == {"panel", "review"}
+
+
+def test_what_a_problem_looks_for_in_code_is_found_there_and_shown(rest: httpx.Client, rows: Rows) -> None:
+    looked_for = {"id": "maps", "language": "python", "message": "numbers through map", "rule": {"pattern": "map($$$)"}}
+    body = {**SUM, "patterns": [looked_for, {**looked_for, "language": "c"}]}
+    assert rest.put("/api/problems/72", json=body).status_code == 201
+    unknown = {**looked_for, "rule": {"kind": "no_such"}}
+    refused = rest.put("/api/problems/72", json={**body, "patterns": [unknown]})
+    assert "patterns[0].rule" in refused.text and refused.status_code == 422
+    session_id = new_session(rest, spec_id=72)
+    assert say(rest, PROMPT, session_id=session_id).status_code == 200
+    taken(rest, session_id, code=RIGHT, submission_id="looked at")
+    assert ended(rest, "looked at")["final_scores"]["status"] == "SCORED"
+    [found] = steps(rows)["analysis"]["value"]["patterns"]
+    assert (found["id"], found["count"]) == ("maps", 1)
+    assert found["matches"] == [{"line": 5, "column": 12, "text": "map(int, input().split())"}]
+    report = rest.get("/api/submissions/looked%20at/report")
+    assert report.status_code == 200 and "numbers through map" in report.text
 
 
 def all_told(core: FakeCore, rows: Rows) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ def read_patterns(objects: Any) -> tuple[CodePattern, ...]:
     """Read a problem's rule objects.
 
     Raises:
-        PatternError: with every problem and where it is, such as ``patterns[2].rule.all[1]``.
+        PatternError: with every problem and where it is, such as ``patterns[0].rule.all[1]`` (counted from 0, as in JSON paths).
     """
     if not isinstance(objects, Sequence) or isinstance(objects, str | bytes):
         raise PatternError([DocumentProblem("patterns", "must be a list of rules")])
@@ -82,7 +82,7 @@ def read_patterns(objects: Any) -> tuple[CodePattern, ...]:
     if len(objects) > MOST_PATTERNS:
         problems.append(DocumentProblem("patterns", f"must be {MOST_PATTERNS} at most, and are {len(objects)}"))
     seen: set[tuple[str, str]] = set()
-    for place, entry in enumerate(objects[:MOST_PATTERNS], start=1):
+    for place, entry in enumerate(objects[:MOST_PATTERNS]):
         path = f"patterns[{place}]"
         found = list(_problems(entry, path))
         problems += found
@@ -141,7 +141,7 @@ def _of_rule(rule: Any, path: str, known: Sequence[str], depth: int) -> Iterator
             if not isinstance(value, list) or not value:
                 yield DocumentProblem(here, "must be a list of rules, with one entry at least")
                 continue
-            for place, entry in enumerate(value, start=1):
+            for place, entry in enumerate(value):
                 yield from _of_rule(entry, f"{here}[{place}]", _RULE_KEYS, depth + 1)
         elif key == "not":
             yield from _of_rule(value, here, _RULE_KEYS, depth + 1)

@@ -79,7 +79,7 @@ async def check_patterns(patterns: Sequence[CodePattern], timeout: float = TIMEO
     refused: dict[str, str] = values["refused"]
     if refused:
         raise PatternError(
-            [DocumentProblem(f"patterns[{int(at) + 1}].rule", f"ast-grep says: {told}") for at, told in refused.items()]
+            [DocumentProblem(f"patterns[{at}].rule", f"ast-grep says: {told}") for at, told in refused.items()]
         )
 
 
