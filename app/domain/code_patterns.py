@@ -74,7 +74,7 @@ def read_patterns(objects: Any) -> tuple[CodePattern, ...]:
     """Read a problem's rule objects.
 
     Raises:
-        PatternError: with every problem and where it is, such as ``patterns[0].rule.all[1]`` (counted from 0, as in JSON paths).
+        PatternError: with every problem and where it is, such as ``patterns[0].rule.all[1]``; places count from 0.
     """
     if not isinstance(objects, Sequence) or isinstance(objects, str | bytes):
         raise PatternError([DocumentProblem("patterns", "must be a list of rules")])

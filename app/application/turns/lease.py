@@ -94,10 +94,8 @@ class Lease:
         self._looked_at = now
         async with get_db_context() as db:
             others = await WorkerRepository(db).others(self._token)
-        self._seen = {
-            other.id: self._seen[other.id] if self._seen.get(other.id, (None,))[0] == other.beats else (other.beats, now)
-            for other in others
-        }
+        still = {o.id: self._seen[o.id] for o in others if o.id in self._seen and self._seen[o.id][0] == o.beats}
+        self._seen = {other.id: (other.beats, now) for other in others} | still
         dead = [other for other in others if now - self._seen[other.id][1] >= max(self._length_s, other.lease_s)]
         for other in dead:
             async with get_db_context() as db:
