@@ -273,7 +273,7 @@ async def test_one_that_never_answers_is_given_up(servers: dict[str, ScriptedRun
         finally:
             if isinstance(server, Judge0Server):
                 server.never_done = False
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 45, "the other one has patience for a minute"
         assert "load" in failed.value.remedy
 
 
@@ -292,9 +292,17 @@ async def test_what_was_lost_over_there_is_not_held_against_a_program(backend: B
     assert isinstance(server, Judge0Server)
     async with runner.prepared(SourceProgram("python", "import time\ntime.sleep(0.5)")) as program:
         assert isinstance(program, PreparedProgram)
-        asyncio.get_running_loop().call_later(0.2, server.forget)
+        server.forget()
+
+        async def forget_what_runs() -> None:
+            while all(one["status_id"] < 2 for one in list(server._submissions.values())):
+                await asyncio.sleep(0.01)
+            server.forget()
+
+        forgetting = asyncio.create_task(forget_what_runs())
         with pytest.raises(RunnerUnavailableError, match="has lost submissions"):
             [run async for run in runner.run(program, [b""], LIMITS)]
+        await forgetting
 
 
 async def test_an_output_that_is_larger_than_anything_asked_for_is_not_read(servers: dict[str, ScriptedRunner]) -> None:
@@ -363,7 +371,8 @@ async def test_a_limit_that_judge0_lowers_is_no_fault_of_the_program(servers: di
     async with open_one("judge0", server.url) as runner:
         try:
             flood = await run_source(runner, "print('x' * 8000)")
-            loop = await run_source(runner, "while True: pass", limits=replace(LIMITS, output_bytes=1000))
+            # On a busy machine half a second of CPU time takes a while.
+            loop = await run_source(runner, "while True: pass", limits=replace(LIMITS, wall_s=20.0, output_bytes=1000))
             small = await run_source(runner, "print('x' * 8000)", limits=replace(LIMITS, output_bytes=1000))
         finally:
             server.configuration = usual

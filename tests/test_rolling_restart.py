@@ -86,7 +86,7 @@ async def test_old_and_new_run_side_by_side_over_a_migration(
     settings: Settings, provider: Provider, core: FakeCore, rows: Rows, tmp_path: Path
 ) -> None:
     provider.default = SCRIPT
-    env = environment(change(settings, shutdown_grace_s=20), TURNSTONE_PORT="0")
+    env = environment(change(settings, shutdown_grace_s=40), TURNSTONE_PORT="0")
     newer = {**env, "PYTHONPATH": a_newer_program(tmp_path)}
     stop = asyncio.Event()
     with ExitStack() as stack:
@@ -126,7 +126,7 @@ async def test_a_rolling_restart_under_load_fails_no_turn(
     settings: Settings, provider: Provider, core: FakeCore, rows: Rows
 ) -> None:
     provider.default = SCRIPT
-    env = environment(change(settings, shutdown_grace_s=20), TURNSTONE_PORT="0")
+    env = environment(change(settings, shutdown_grace_s=40), TURNSTONE_PORT="0")
     stop = asyncio.Event()
     with ExitStack() as stack:
 

@@ -91,8 +91,10 @@ def test_what_is_set_while_it_is_evaluated_is_told_too(
     service: Service, rest: httpx.Client, core: FakeCore, judge: ScriptedJudge, rows: Rows
 ) -> None:
     rows(SET_MEANWHILE.format(evaluation=1))  # when the scores are made already, and not told yet
+    judge.holding = True  # so that they are not told before the override comes
     taken(rest, talked(rest), code=RIGHT, submission_id="s-1")
     assert override(rest, "correctness", 50).json()["revision"] == 1
+    judge.holding = False
     ended(rest, "s-1")
     second = at_revision(rest, 2)["final_scores"]["components"]
     assert (second["correctness"]["score"], second["correctness"]["machine_score"]) == (50, 100)

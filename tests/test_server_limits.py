@@ -19,7 +19,7 @@ from app import server
 from app.core.settings import Settings
 from app.presentation.api.routes.chat import Conversation
 from tests.conftest import Rows, change
-from tests.support.chat import Command, connect, environment, new_pair, wait_until
+from tests.support.chat import WAIT_S, ChatClient, Command, connect, environment, new_pair, wait_until
 from tests.support.provider import Provider, Script
 from tests.support.redis_server import RedisServer
 from tests.support.service import Service, running
@@ -31,6 +31,24 @@ def _with_little_room(service: Service) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     opened.connect(("127.0.0.1", service.port))
     return opened
+
+
+async def lose_patience(service: Service, client: ChatClient, *, ping_every_s: float, pong_within_s: float) -> None:
+    """Let the server ask whether this client is there, sooner than it usually would; others keep their time."""
+
+    async def with_it() -> None:
+        assert service._server is not None
+        port = client.connection.local_address[1]
+        [connection] = [
+            one
+            for one in service._server.server_state.connections
+            if isinstance(one, server.WebSocketProtocol) and one.transport.get_extra_info("peername")[1] == port
+        ]
+        connection.stop_keepalive()
+        connection.ping_interval, connection.ping_timeout = ping_every_s, pong_within_s
+        connection.start_keepalive()
+
+    await asyncio.to_thread(service.call, with_it())
 
 
 async def test_a_client_hears_1009_even_while_it_is_still_sending(service: Service) -> None:
@@ -48,11 +66,12 @@ async def test_a_client_that_never_reads_again_is_let_go(
     start: Callable[..., Service], provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_UNREAD_MS", 1000)
-    service = start()
-    provider.default = Script(pieces=["x" * 8000] * 5000, piece_delay_s=0.002)
+    service = start(llm={"timeout_s": 60})
+    provider.default = Script(pieces=["x" * 8000] * 2000, piece_delay_s=0.002, ending="hang")
     opened = _with_little_room(service)
 
     def conversations() -> int:
+        gc.collect()
         return sum(isinstance(thing, Conversation) for thing in gc.get_objects())
 
     async with connect(service.url, sock=opened, max_queue=1) as client:
@@ -67,8 +86,6 @@ async def test_a_client_that_never_reads_again_is_let_go(
 async def test_complaint_24_a_reader_that_is_too_slow_is_closed_with_a_code_and_goes_on_where_it_was(
     start: Callable[..., Service], provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_PING_EVERY_S", 0.5)
-    monkeypatch.setattr(server, "_PONG_WITHIN_S", 1.0)
     monkeypatch.setattr(server, "_LAST_READ_S", 60.0)
     service = start()
     provider.next(script := Script(pieces=[f"{n:06d} " * 1500 for n in range(300)], piece_delay_s=0.001))
@@ -81,6 +98,7 @@ async def test_complaint_24_a_reader_that_is_too_slow_is_closed_with_a_code_and_
         await slow.send(message="hello", turn_id="t1", **pair)
         session_id = (await slow.until("started"))["session_id"]
         slow.connection.transport.pause_reading()
+        await lose_patience(service, slow, ping_every_s=0.5, pong_within_s=1.0)
         await quick.send(type="resume", session_id=session_id, turn_id="t1", after_seq=0)
         seen = await quick.turn()
         assert (seen.end["type"], seen.text) == ("done", script.text)
@@ -123,7 +141,9 @@ async def come_and_go(urls: Sequence[str]) -> None:
 WORDS = Script(pieces=["word "] * 20, piece_delay_s=0.02)
 
 
-async def test_complaint_24_no_task_and_no_turn_is_left_over(start: Callable[..., Service], provider: Provider) -> None:
+async def test_complaint_24_no_task_and_no_turn_is_left_over(
+    start: Callable[..., Service], provider: Provider, rows: Rows
+) -> None:
     def leftovers() -> tuple[Counter[str], int, int]:
         """Names of the service's tasks without their numbers, its turns, and the logs in its store."""
 
@@ -133,14 +153,24 @@ async def test_complaint_24_no_task_and_no_turn_is_left_over(start: Callable[...
         resources = service.resources
         return service.call(tasks()), len(resources.runner._turns), len(resources.service._state)
 
+    def at_rest() -> bool:
+        """Whether nothing of the candidates is under way."""
+        return leftovers()[1:] == (0, 0) and rows("SELECT 1 FROM callbacks WHERE status = 'pending'") == []
+
+    def nothing_more() -> bool:
+        """Whether there is no more than before; what was still ending then may have ended since."""
+        tasks, turns, logs = leftovers()
+        return tasks <= before[0] and (turns, logs) == before[1:]
+
     with RedisServer() as redis:
         service = start(redis={"url": redis.url})
         provider.default = WORDS
         await come_and_go([service.url])  # loads what is loaded once
+        await asyncio.to_thread(wait_until, at_rest)
         await asyncio.sleep(1)
         before = leftovers()
         await come_and_go([service.url])
-        await asyncio.to_thread(wait_until, lambda: leftovers() == before)
+        await asyncio.to_thread(wait_until, nothing_more)
         with Redis.from_url(redis.url) as client:
             await asyncio.to_thread(wait_until, lambda: client.keys("*") == [])
 
@@ -154,7 +184,7 @@ async def test_complaint_24_two_processes_keep_no_socket_no_turn_and_no_key(
         with running(Command("serve", env=env)) as one, running(Command("serve", env=env)) as other:
             urls = [(await asyncio.to_thread(process.wait_ready)).url for process in (one, other)]
             await come_and_go(urls)
-            async with httpx.AsyncClient() as http:
+            async with httpx.AsyncClient(timeout=WAIT_S) as http:
                 for url in urls:
                     async with asyncio.timeout(30):
                         while not {"turnstone_sockets 0.0", "turnstone_turns_running 0.0"} <= set(
@@ -170,13 +200,13 @@ async def test_complaint_24_two_processes_keep_no_socket_no_turn_and_no_key(
 async def test_a_client_that_reads_nothing_at_all_is_cut_off(
     start: Callable[..., Service], provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, seconds in (("_PING_EVERY_S", 0.5), ("_PONG_WITHIN_S", 0.5), ("_LAST_READ_S", 0.5)):
-        monkeypatch.setattr(server, name, seconds)
+    monkeypatch.setattr(server, "_LAST_READ_S", 0.5)
     service = start()
     provider.next(Script(pieces=["x" * 8000] * 2000, piece_delay_s=0.001))
     async with connect(service.url, max_queue=1, ping_interval=None) as client:
         await client.start("hello", **new_pair())
         client.connection.transport.pause_reading()
+        await lose_patience(service, client, ping_every_s=0.5, pong_within_s=0.5)
         await asyncio.to_thread(wait_until, lambda: service.app.state.places.taken == 0)
 
         def sockets() -> list[int]:
@@ -207,10 +237,10 @@ async def test_a_connection_too_many_is_closed_with_4503_and_the_others_go_on(st
 async def test_a_turn_too_many_is_refused_and_one_that_is_known_is_not(
     start: Callable[..., Service], provider: Provider
 ) -> None:
-    service = start(limits={"turns": 1})
+    service = start(limits={"turns": 1}, llm={"timeout_s": 60})
     provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
     pair = new_pair()
-    async with connect(service.url) as client, httpx.AsyncClient(base_url=service.url) as rest:
+    async with connect(service.url) as client, httpx.AsyncClient(base_url=service.url, timeout=WAIT_S) as rest:
         await client.send(message="hello", turn_id="t1", **pair)
         await client.until("delta")
         await client.send(message="hello", turn_id="t2", **new_pair())

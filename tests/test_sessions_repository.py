@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +52,8 @@ async def test_fifty_connections_create_one_session(database_url: str, rows: Row
     assert session["ended_at"] is None
 
 
-async def test_fifty_first_messages_at_once_make_one_session(service: Service, rows: Rows) -> None:
+async def test_fifty_first_messages_at_once_make_one_session(start: Callable[..., Service], rows: Rows) -> None:
+    service = start(database={"timeout_s": 30})  # they wait for each other
     pair = new_pair()
 
     async def first_message(number: int) -> dict[str, Any]:

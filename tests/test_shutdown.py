@@ -25,7 +25,16 @@ import websockets
 
 from app.core.settings import Settings
 from tests.conftest import Rows, change
-from tests.support.chat import ChatClient, Command, connect, environment, new_pair, processes_of, wait_until
+from tests.support.chat import (
+    ChatClient,
+    Command,
+    connect,
+    environment,
+    new_pair,
+    processes_of,
+    wait_gone,
+    wait_until,
+)
 from tests.support.core import Answer, FakeCore
 from tests.support.provider import Provider, Script
 from tests.support.service import ServiceProcess, running
@@ -35,8 +44,9 @@ RESTARTING = 1012
 
 @pytest.fixture
 def env(settings: Settings) -> dict[str, str]:
-    """A service with a long grace period."""
-    return environment(change(settings, shutdown_grace_s=30, log_level="info"), TURNSTONE_PORT="0")
+    """A service with a long grace period, and with patience for a provider that says nothing."""
+    changed = change(settings, shutdown_grace_s=30, log_level="info", llm={"timeout_s": 60})
+    return environment(changed, TURNSTONE_PORT="0")
 
 
 @pytest.fixture
@@ -78,6 +88,7 @@ async def test_running_turns_finish_on_open_sockets_and_nothing_new_is_taken(
 ) -> None:
     script = Script(pieces=[f"word{i} " for i in range(150)], piece_delay_s=0.01)
     provider.next(script)
+    provider.holding = True
     with running(Command("serve", env=env)) as process:
         await asyncio.to_thread(process.wait_ready)
         async with connect(process.url) as chat, connect(process.url) as other:
@@ -93,6 +104,7 @@ async def test_running_turns_finish_on_open_sockets_and_nothing_new_is_taken(
             await other.send(type="message", message="Me too", turn_id="t1", **new_pair())
             refused = await other.until("error")
             assert (refused["code"], refused["retryable"]) == ("overloaded", True)
+            provider.holding = False
             done = await chat.until("done")
             assert done["finish_reason"] == "stop"
             assert await closed(chat) == RESTARTING
@@ -143,7 +155,6 @@ async def test_the_first_signal_is_answered_at_once_and_a_second_does_not_wait_f
     env: dict[str, str], provider: Provider, rows: Rows, first: signal.Signals, second: signal.Signals
 ) -> None:
     provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
-    env["TURNSTONE_LLM__TIMEOUT_S"] = "60"
     with running(Command("serve", env=env)) as process:
         await asyncio.to_thread(process.wait_ready)
         async with connect(process.url) as chat:
@@ -157,7 +168,7 @@ async def test_the_first_signal_is_answered_at_once_and_a_second_does_not_wait_f
             process.process.send_signal(second)
             assert (await chat.until("error"))["code"] == "interrupted"
             assert await asyncio.to_thread(process.process.wait, 30) == 0
-            assert time.monotonic() - begun < 20, "the grace period is 30 s"
+            assert time.monotonic() - begun < 25, "the grace period is 30 s"
     assert rows.one("SELECT status FROM prompt_turns")["status"] == "interrupted"
 
 
@@ -180,6 +191,7 @@ async def test_doctor_knows_a_service_that_is_stopping(env: dict[str, str], prov
 
 async def test_a_terminal_that_closes_may_say_so_twice(env: dict[str, str], provider: Provider, rows: Rows) -> None:
     provider.next(Script(pieces=[f"word{i} " for i in range(100)], piece_delay_s=0.01))
+    provider.holding = True
     with running(Command("serve", env=env)) as process:
         await asyncio.to_thread(process.wait_ready)
         async with connect(process.url) as chat:
@@ -187,7 +199,9 @@ async def test_a_terminal_that_closes_may_say_so_twice(env: dict[str, str], prov
             await chat.until("delta")
             for _ in range(2):
                 process.process.send_signal(signal.SIGHUP)
-                await asyncio.sleep(0.1)
+                await asyncio.to_thread(process.wait_for_line, "stopping")
+            await asyncio.sleep(0.1)
+            provider.holding = False
             assert (await chat.until("done"))["finish_reason"] == "stop"
         assert await asyncio.to_thread(process.process.wait, 30) == 0
     assert rows.one("SELECT status FROM prompt_turns")["status"] == "completed"
@@ -201,7 +215,7 @@ async def test_a_post_under_way_is_waited_for_and_not_repeated_after_the_restart
         await asyncio.to_thread(process.wait_ready)
         async with connect(process.url) as chat:
             await chat.ask("Hello", "t1", **new_pair())
-        await core.reaches(lambda posts: len(posts) == 1)
+        await core.reaches(lambda posts: len(posts) >= 1)
         assert await asyncio.to_thread(process.stop) == 0
     core.always(Answer())
     with running(Command("serve", env=env)) as process:
@@ -234,7 +248,7 @@ async def test_a_second_signal_does_not_wait_for_a_core_that_hangs_and_its_event
             await asyncio.sleep(pause_s)
             assert process.process.poll() is None
             process.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(process.process.wait, 20) == 0
+            assert await asyncio.to_thread(process.process.wait, 25) == 0
         assert await asyncio.to_thread(serve.stop) == 0
     core.always(Answer())
     with running(Command("worker", env=env)):
@@ -254,7 +268,7 @@ def test_what_was_started_ends_with_the_command(
         assert processes_of(data_dir)
         assert process.stop(number) == 0, process.output
     assert "Traceback" not in process.output
-    assert processes_of(data_dir) == []
+    wait_gone(data_dir)
 
 
 @pytest.mark.slow
@@ -281,7 +295,7 @@ def test_a_closed_terminal_ends_the_service_and_what_it_started(embedded: dict[s
     finally:
         process.kill()
         process.wait()
-    assert processes_of(data_dir) == []
+    wait_gone(data_dir)
 
 
 @pytest.mark.slow
@@ -299,10 +313,26 @@ def test_nohup_is_respected(env: dict[str, str]) -> None:
         assert process.stop() == 0
 
 
+LOADS_FOR_LONG = """
+import sys, time
+
+
+class Long:
+    def find_spec(self, name, path=None, target=None):
+        if name == "app.server":
+            time.sleep(60)
+
+
+sys.meta_path.insert(0, Long())
+"""
+
+
 @pytest.mark.parametrize("command", ["serve", "worker", "demo"])
 def test_ctrl_c_while_the_program_loads_ends_it_without_a_traceback(
-    embedded: dict[str, str], data_dir: Path, command: str
+    embedded: dict[str, str], data_dir: Path, tmp_path: Path, command: str
 ) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LOADS_FOR_LONG)  # so that it loads still, however late the signal comes
+    embedded["PYTHONPATH"] = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1])))
     with running(ServiceProcess(command, env=embedded)) as process:  # a new one, in which everything is to be loaded
         process.wait_for_line("turnstone: starting")
         assert process.stop(signal.SIGINT) == 130
@@ -344,7 +374,7 @@ def test_a_signal_during_the_start_leaves_nothing(
         process.wait_for_line(line)
         assert process.stop() == 0, process.output
     assert "Traceback" not in process.output
-    assert processes_of(data_dir) == []
+    wait_gone(data_dir)
 
 
 @pytest.mark.slow
@@ -359,7 +389,7 @@ def test_a_signal_while_the_local_model_starts_leaves_nothing(
         time.sleep(after_s)  # into the start, wherever it is by then
         assert process.stop() == 0, process.output
     assert "Traceback" not in process.output
-    assert processes_of(data_dir) == []
+    wait_gone(data_dir)
 
 
 async def test_a_client_that_is_closing_just_then_does_not_break_the_end(

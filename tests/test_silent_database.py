@@ -26,8 +26,8 @@ from tests.support.provider import Provider, Script
 from tests.support.service import Service
 from tests.support.silent_proxy import SilentProxy
 
-BOUND_S = 8.0
-"""A second for a connection, two for a statement; and a busy machine."""
+BOUND_S = 20.0
+"""Some seconds for a connection and for a statement, and a busy machine; where nobody gives up it lasts for ever."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def far_url(proxy: SilentProxy, database_url: str) -> str:
 
 @pytest.fixture
 async def far(far_url: str) -> AsyncIterator[Database]:
-    database = Database(far_url, pool_size=2, timeout_s=1, statement_s=1)
+    database = Database(far_url, pool_size=2, timeout_s=3, statement_s=1)
     yield database
     await database.close()
 
@@ -65,7 +65,7 @@ async def test_turns_go_on_in_silence_and_are_stored_after_it(
 ) -> None:
     script = Script(pieces=[f"word{i} " for i in range(200)], piece_delay_s=0.01)
     provider.next(script)
-    service = start(database={"url": far_url, "timeout_s": 1, "statement_s": 2}, lease_s=2)
+    service = start(database={"url": far_url, "timeout_s": 2, "statement_s": 3}, lease_s=2)
     async with connect(service.url) as chat, connect(service.url) as other:
         turn = await chat.start("Hello", "t1", text="word20 ", **new_pair())
         proxy.fall_silent()
@@ -101,13 +101,13 @@ async def test_turns_go_on_in_silence_and_are_stored_after_it(
 async def test_a_service_stops_in_silence(
     start: Callable[..., Service], proxy: SilentProxy, far_url: str, provider: Provider
 ) -> None:
-    service = start(database={"url": far_url, "timeout_s": 1, "statement_s": 2}, shutdown_grace_s=0)
+    service = start(database={"url": far_url, "timeout_s": 2, "statement_s": 3}, shutdown_grace_s=0)
     async with connect(service.url) as chat:
         assert (await chat.ask("Hello", "t1", **new_pair())).end["type"] == "done"
     proxy.fall_silent()
     begun = time.monotonic()
     await asyncio.to_thread(service.stop)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 45
 
 
 @pytest.mark.slow
@@ -134,8 +134,9 @@ async def test_a_statement_in_silence_ends_in_time_and_takes_all_old_connections
 
 
 async def test_the_server_ends_a_statement_that_waits_too_long_and_the_connection_is_kept(
-    far: Database, database_url: str
+    far_url: str, database_url: str
 ) -> None:
+    far = Database(far_url, pool_size=2, timeout_s=20, statement_s=1)  # so that it is not us who end it
     async with far.transaction() as db:
         pid = (await db.execute(text("SELECT pg_backend_pid()"))).scalar()
     with psycopg.connect(database_url) as holder:
@@ -148,6 +149,7 @@ async def test_the_server_ends_a_statement_that_waits_too_long_and_the_connectio
     assert getattr(caught.value.orig, "sqlstate", None) == "57014"
     async with far.transaction() as db:
         assert (await db.execute(text("SELECT pg_backend_pid()"))).scalar() == pid
+    await far.close()
 
 
 @pytest.mark.slow
@@ -164,7 +166,7 @@ async def test_what_a_vanished_process_has_locked_is_free_in_time(
 
 
 async def test_commands_may_take_as_long_as_they_need(far_url: str) -> None:
-    database = Database(far_url, pool_size=1, timeout_s=1)
+    database = Database(f"{far_url}?connect_timeout=20", pool_size=1, timeout_s=1)
     async with database.transaction() as db:
         await db.execute(text("SELECT pg_sleep(2.5)"))
         assert (await db.execute(text("SHOW statement_timeout"))).scalar() == "0"
@@ -207,7 +209,7 @@ def test_who_is_cancelled_at_the_very_end_gives_its_locks_back(database_url: str
         return [holding]
 
     kept = asyncio.run(main())
-    with psycopg.connect(database_url, options="-c lock_timeout=5s") as other:
+    with psycopg.connect(database_url, options="-c lock_timeout=20s") as other:
         other.execute("LOCK TABLE exams")
     assert kept[0].cancelled()
 
@@ -240,7 +242,7 @@ async def test_an_address_that_says_its_own_limits_keeps_them(far_url: str) -> N
 async def test_a_bell_that_rings_into_silence_rings_again(
     proxy: SilentProxy, far_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.infrastructure.persistence.connection.BoundedConnection.patience_s", 0.5)
+    patience = "app.infrastructure.persistence.connection.BoundedConnection.patience_s"
     heard: list[str] = []
     bell, ears = Bell(f"{far_url}?connect_timeout=1"), Bell(database_url)
     sending = asyncio.create_task(bell.send_forever())
@@ -251,18 +253,20 @@ async def test_a_bell_that_rings_into_silence_rings_again(
             while len(heard) < count:
                 await asyncio.sleep(0.02)
 
-    async with asyncio.timeout(20):
-        while not heard:  # until it listens
-            bell.ring()
-            await asyncio.sleep(0.1)
-    await asyncio.sleep(0.5)  # for what was rung more than once
-    before = len(heard)
+    listens = f"SELECT 1 FROM pg_stat_activity WHERE state = 'idle' AND query = 'LISTEN {CALLBACKS}'"
+    with psycopg.connect(database_url, autocommit=True) as look:
+        query = f"{listens} AND datname = current_database()"
+        await asyncio.to_thread(wait_until, lambda: look.execute(query).fetchone())  # type: ignore[arg-type]
+    bell.ring()
+    await rings(1)
     proxy.fall_silent()
+    monkeypatch.setattr(patience, 0.5)  # not before: a database that is slow for once would be rung again
     bell.ring()
     await asyncio.sleep(1)
-    assert len(heard) == before
+    assert len(heard) == 1
     proxy.speak_again()
-    await rings(before + 1)
+    monkeypatch.setattr(patience, 30.0)
+    await rings(2)
     for task in (sending, listening):
         task.cancel()
     await asyncio.gather(sending, listening, return_exceptions=True)

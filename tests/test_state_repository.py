@@ -10,6 +10,7 @@ from contextlib import suppress
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
+import psycopg
 import pytest
 import uvloop
 from redis import Redis
@@ -49,12 +50,12 @@ def redis(server: RedisServer) -> Iterator[Redis]:
 
 
 @pytest.fixture
-async def clients(server: RedisServer, redis: Redis) -> AsyncIterator[Callable[[], RedisClient]]:
-    """Opens clients as the service does; they are closed at the end."""
+async def clients(server: RedisServer, redis: Redis) -> AsyncIterator[Callable[..., RedisClient]]:
+    """Opens clients as the service does, but patient: a busy machine is no outage. They are closed at the end."""
     opened: list[RedisClient] = []
 
-    def open_client() -> RedisClient:
-        opened.append(RedisClient(server.url, timeout_s=0.3))
+    def open_client(timeout_s: float = WAIT_S) -> RedisClient:
+        opened.append(RedisClient(server.url, timeout_s=timeout_s))
         return opened[-1]
 
     yield open_client
@@ -312,8 +313,9 @@ async def test_restart_that_nobody_noticed_leaves_no_false_text(
 
 
 async def test_redis_that_hangs_costs_one_short_wait(
-    mirrored: StateRepository, server: RedisServer, redis: Redis
+    clients: Callable[..., RedisClient], server: RedisServer, redis: Redis
 ) -> None:
+    mirrored = StateRepository(clients(0.3))
     log = mirrored.open(KEY)
     log.append("a")
     await mirrored.mirror()
@@ -323,7 +325,7 @@ async def test_redis_that_hangs_costs_one_short_wait(
         begun = time.monotonic()
         await mirrored.mirror()
         assert await text_of(mirrored, TurnKey(1, "elsewhere")) is None
-        assert time.monotonic() - begun < 5, "one timeout of 0.3 s, and a rest"
+        assert time.monotonic() - begun < WAIT_S, "one timeout of 0.3 s, and a rest"
         assert await text_of(mirrored, KEY) == StoredText("ab", [1, 1])
     finally:
         server.thaw()
@@ -380,23 +382,30 @@ def process_settings(settings: Settings, server: RedisServer) -> dict[str, str]:
 
 @pytest.mark.slow
 async def test_turn_goes_on_over_an_outage_of_redis_for_readers_at_both_processes(
-    start: Callable[..., Service], settings: Settings, provider: Provider, server: RedisServer, redis: Redis, rows: Rows
+    start: Callable[..., Service],
+    settings: Settings,
+    database_url: str,
+    provider: Provider,
+    server: RedisServer,
+    redis: Redis,
+    rows: Rows,
 ) -> None:
     provider.next(Script(pieces=WORDS, piece_delay_s=0.04))
-    # So rare a flush that the other process can have the first text from Redis alone.
     first = start(redis={"url": server.url, "timeout_s": 0.3}, flush_interval_s=3.0)
     with running(ServiceProcess("serve", env=process_settings(settings, server))) as second:
         await asyncio.to_thread(second.wait_ready)
         async with connect(first.url) as chat, connect(second.url) as elsewhere:
-            await chat.send(message="go on", turn_id="t1", **new_pair())
-            seen = TurnSeen([await chat.until("started")])
-            session_id = seen.started["session_id"]
-            seen.frames.append(await chat.until("delta"))
-            begun = time.monotonic()
-            await elsewhere.send(type="resume", session_id=session_id, turn_id="t1", after_seq=0)
-            seen_elsewhere = TurnSeen([await elsewhere.receive()])
-            assert time.monotonic() - begun < 2.9, "it did not come from the database"
-            assert redis.keys("*") == [f"turnstone:turn:{session_id}:t1"]
+            with psycopg.connect(database_url) as holder:
+                # Nothing is flushed, so that the other process can have the first text from Redis alone.
+                await asyncio.to_thread(holder.execute, "LOCK TABLE turn_chunks IN EXCLUSIVE MODE")
+                await chat.send(message="go on", turn_id="t1", **new_pair())
+                seen = TurnSeen([await chat.until("started")])
+                session_id = seen.started["session_id"]
+                seen.frames.append(await chat.until("delta"))
+                await elsewhere.send(type="resume", session_id=session_id, turn_id="t1", after_seq=0)
+                seen_elsewhere = TurnSeen([await elsewhere.receive()])
+                assert seen_elsewhere.frames[0]["type"] == "delta"
+                assert redis.keys("*") == [f"turnstone:turn:{session_id}:t1"]
             server.kill()
             while seen.last_seq < 45:
                 seen.frames.append(await chat.receive())
@@ -443,7 +452,7 @@ def test_connections_that_were_reset_while_idle_are_an_absence_on_the_service_s_
 
     async def main() -> None:
         proxy = await asyncio.start_server(pass_on, "127.0.0.1", 0)
-        client = RedisClient(f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0")
+        client = RedisClient(f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0", timeout_s=WAIT_S)
         for _ in range(5):
             assert await client.ping()
             assert await client.entries("nothing") == []

@@ -12,7 +12,7 @@ import json
 import math
 import socket
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -349,8 +349,9 @@ def shown(pieces: Sequence[str]) -> str:
 
 @pytest.mark.parametrize("ending", ["done", "cancelled", "error"])
 async def test_what_the_provider_sent_is_what_is_shown_and_what_is_stored(
-    service: Service, provider: Provider, rows: Rows, ending: str
+    start: Callable[..., Service], provider: Provider, rows: Rows, ending: str
 ) -> None:
+    service = start(llm={"timeout_s": 60})
     async with AsyncExitStack() as stack:
 
         async def ask(name: str) -> tuple[str, TurnSeen]:
@@ -443,8 +444,11 @@ async def test_a_client_that_does_not_read_slows_nobody_and_gets_the_whole_text_
     assert seen.last_seq > len(seen.frames)
 
 
-async def test_a_client_that_does_not_read_can_stop_its_turn(service: Service, provider: Provider, rows: Rows) -> None:
-    provider.default = Script(pieces=[BIG] * 5000, piece_delay_s=0.002)
+async def test_a_client_that_does_not_read_can_stop_its_turn(
+    start: Callable[..., Service], provider: Provider, rows: Rows
+) -> None:
+    service = start(llm={"timeout_s": 60})
+    provider.default = Script(pieces=[BIG] * 1000, piece_delay_s=0.002, ending="hang")
     async with connect(service.url, sock=narrow(service), max_queue=1) as slow:
         seen = await slow.start("hello", **new_pair())
         [request] = await provider.requests_reach(1)
@@ -484,4 +488,4 @@ async def test_nothing_of_a_client_is_kept_when_it_is_gone_though_its_turn_runs(
         await asyncio.to_thread(wait_until, lambda: kept() <= before + 3)  # those of the client that is still there
         await client.send(type="cancel", turn_id="t1")
         await client.turn(seen=seen)
-    await asyncio.to_thread(wait_until, lambda: kept() == before)
+    await asyncio.to_thread(wait_until, lambda: kept() <= before)

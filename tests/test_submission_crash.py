@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -83,6 +84,8 @@ async def test_killed_at_every_node(
             for number in range(1, len(Node) + 1):
                 await asyncio.to_thread(hand_in, http, number)
         await asyncio.to_thread(wait_until, lambda: barrier.waiting == len(Node), PATIENCE_S)
+        with contextlib.suppress(AssertionError):  # what other nodes of theirs have asked is answered in a moment
+            await asyncio.to_thread(wait_until, lambda: all(call.answered for call in judge.calls), 5)
         done_before = {number: set(steps(rows, number)) for number in range(1, len(Node) + 1)}
         doomed.kill()
         barrier.open()
@@ -120,7 +123,8 @@ async def test_killed_in_the_middle_of_a_step(
             await asyncio.to_thread(hand_in, http, 1, SLEEPING.replace("sleep(3)", "sleep(2.5)"))
             await asyncio.to_thread(hand_in, http, 2)
             await asyncio.to_thread(hand_in, http, 3)
-        await asyncio.to_thread(wait_until, lambda: len(hanging) == 2, PATIENCE_S)
+        unjudged = "SELECT 1 FROM evaluation_runs WHERE turn IS NOT NULL AND status = 'waiting'"
+        await asyncio.to_thread(wait_until, lambda: len(hanging) == 2 and not rows(unjudged), PATIENCE_S)
         doomed.kill()
         judge.reply = lambda _: None
         await serve(stack, env)
@@ -133,7 +137,9 @@ async def test_killed_in_the_middle_of_a_step(
 async def test_two_workers_share_the_work_and_one_dies(
     env: dict[str, str], judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
-    env = {**env, "TURNSTONE_SUBMISSIONS__CONCURRENCY": "2"}
+    # A lease that none of the three loses by standing still for a moment.
+    env = {**env, "TURNSTONE_SUBMISSIONS__CONCURRENCY": "2", "TURNSTONE_LEASE_S": "4"}
+    judge.holding = True  # so that the second finds something to do, however late it comes
     async with AsyncExitStack() as stack:
         chat_only = await serve(stack, {**env, "TURNSTONE_WORKER__EMBEDDED": "false"})
         workers = [await serve(stack, env, "worker"), await serve(stack, env, "worker")]
@@ -143,4 +149,5 @@ async def test_two_workers_share_the_work_and_one_dies(
         both = "SELECT count(DISTINCT owner) AS n FROM submission_evaluations WHERE owner IS NOT NULL"
         await asyncio.to_thread(wait_until, lambda: rows.one(both)["n"] == 2, PATIENCE_S)
         workers[0].kill()
+        judge.holding = False
         await all_ended(rows, 6, core)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import Rows
-from tests.support.chat import connect, new_pair, wait_until
+from tests.support.chat import connect, new_pair, wait_listening, wait_until
 from tests.support.core import FakeCore
 from tests.support.provider import Provider, Script
 from tests.support.service import Service
@@ -207,15 +207,17 @@ def test_lists_go_on_where_they_ended(waiting: httpx.Client) -> None:
 
 
 async def test_a_running_turn_goes_on_and_does_not_count(start: Start, provider: Provider, rows: Rows) -> None:
-    service = start(worker={"embedded": False})
+    service = start(worker={"embedded": False}, llm={"timeout_s": 60})
     pair = new_pair()
     async with connect(service.url) as chat:
         session_id = (await chat.ask("first", "t1", **pair)).session_id
         with await asyncio.to_thread(checked_client, service) as rest:
-            provider.next(Script(pieces=["a", "b", "c"], piece_delay_s=1.5))
+            provider.next(Script(pieces=["a", "b", "c"]))
+            provider.holding = True
             seen = await chat.start("second", "t2", text="a", **pair)
             body = await asyncio.to_thread(taken, rest, str(session_id))
         assert body["last_turn"] == 1
+        provider.holding = False
         assert (await chat.turn(seen=seen)).end["type"] == "done"
     assert rows.one("SELECT ended_at FROM prompt_sessions")["ended_at"] is None
 
@@ -225,6 +227,7 @@ async def test_a_running_turn_goes_on_and_does_not_count(start: Start, provider:
 
 async def test_whoever_has_addressed_the_session_is_told(start: Start, rows: Rows) -> None:
     service, pair = start(worker={"embedded": False}), new_pair()
+    await asyncio.to_thread(wait_listening, rows)
     async with connect(service.url) as talker, connect(service.url) as follower, connect(service.url) as stranger:
         session_id = str((await talker.ask("hello", "t1", **pair)).session_id)
         await follower.send(type="follow", session_id=session_id)
@@ -265,7 +268,8 @@ async def test_following_nothing_is_an_error_and_the_connection_stays(service: S
         assert (await chat.receive())["type"] == "pong"
 
 
-async def test_progress_is_told_in_order_and_ends_with_the_end(service: Service, core: FakeCore) -> None:
+async def test_progress_is_told_in_order_and_ends_with_the_end(service: Service, core: FakeCore, rows: Rows) -> None:
+    await asyncio.to_thread(wait_listening, rows)
     async with connect(service.url) as chat:
         session_id = str((await chat.ask("hello", "t1", **new_pair())).session_id)
         with checked_client(service) as rest:

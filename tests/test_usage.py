@@ -209,7 +209,7 @@ async def test_with_the_model_s_own_tokenizer_counts_are_as_good_as_billed(
     ids=["before the headers", "before text", "in the middle", "with partial figures"],
 )
 async def test_complaint_15_a_cancelled_turn_is_counted(
-    service: Service,
+    start: Start,
     provider: Provider,
     books: Books,
     script: Script,
@@ -217,6 +217,7 @@ async def test_complaint_15_a_cancelled_turn_is_counted(
     prompt_said: int | None,
     completion_least: int,
 ) -> None:
+    service = start(llm={"timeout_s": 60})
     provider.next(script)
     async with connect(service.url) as client:
         seen = await client.start("hello", text=text, **new_pair())

@@ -215,7 +215,7 @@ def test_recorded_callbacks_reach_core(service: Service, core: FakeCore) -> None
 
 async def test_live_turn_is_kept_in_redis() -> None:
     with RedisServer() as server, server.client() as look:
-        client, other = RedisClient(server.url), RedisClient(server.url)
+        client, other = RedisClient(server.url, timeout_s=20), RedisClient(server.url, timeout_s=20)
         try:
             state = StateRepository(client)
             key = TurnKey(1, "t1")

@@ -362,7 +362,8 @@ def test_tokens_wait_for_a_core_that_is_away_like_any_event(http: httpx.Client, 
 
 @pytest.fixture
 def once(settings: Settings, core: FakeCore, database: Database) -> CallbackSettings:
-    changed = {"profile": "vibecode", "url": core.url, "timeout_s": 0.5, "retry_delays_s": (0.05, 0.05)}
+    # What does not answer is given up for good, so a Core that stands still for a moment must not be taken for one.
+    changed = {"profile": "vibecode", "url": core.url, "timeout_s": 4, "retry_delays_s": (0.05, 0.05)}
     return change(settings, callbacks=changed).callbacks
 
 

@@ -119,21 +119,25 @@ async def test_retry_after_is_read_as_seconds_and_as_a_date(sender: WebhookSende
         assert isinstance(outcome, Refused) and outcome.status == 503
         found.append(outcome.retry_after_s)
     assert found[0] == 17
-    assert found[1] is not None and 50 < found[1] <= 60
+    assert found[1] is not None and 30 < found[1] <= 60
     assert found[2:] == [0, None, 0]
 
 
-async def test_no_answer_in_time_is_a_value_as_is_every_broken_connection(core: FakeCore) -> None:
-    sender = WebhookSender(settings_for(core.callback_url, timeout_s=0.3))
-    core.next(Answer(action="hang"), Answer(action="reset"), Answer(action="close"))
-    assert await sender.send("evt_1", BODY) == Unreachable("timeout")
+async def test_no_answer_in_time_is_a_value_as_is_every_broken_connection(
+    sender: WebhookSender, core: FakeCore
+) -> None:
+    with FakeCore() as mute:
+        mute.always(Answer(action="hang"))
+        hasty = WebhookSender(settings_for(mute.callback_url, timeout_s=0.3))
+        assert await hasty.send("evt_1", BODY) == Unreachable("timeout")
+        await hasty.close()
+    core.next(Answer(action="reset"), Answer(action="close"))
     for nobody in (False, False, True):  # who breaks a connection off is there, and this very event may be why
         if nobody:
             core.stop()
         outcome = await sender.send("evt_1", BODY)
         assert isinstance(outcome, Unreachable)
         assert outcome.nobody is nobody
-    await sender.close()
 
 
 async def test_an_answer_that_never_ends_is_judged_by_its_status_and_not_read() -> None:
@@ -145,8 +149,8 @@ async def test_an_answer_that_never_ends_is_judged_by_its_status_and_not_read() 
 
     server = await asyncio.start_server(answer, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
-    sender = WebhookSender(settings_for(f"http://127.0.0.1:{port}/", timeout_s=5))
-    async with asyncio.timeout(4):
+    sender = WebhookSender(settings_for(f"http://127.0.0.1:{port}/", timeout_s=60))
+    async with asyncio.timeout(30):
         assert await sender.send("evt_1", BODY) == Delivered()
         assert await sender.send("evt_2", BODY) == Delivered()
         await sender.close()
@@ -167,8 +171,8 @@ async def test_of_a_failures_body_the_first_bytes_are_kept_and_no_more_is_read(e
                 writer.write(b"\r\n100000\r\n" + b"x" * 0x100000)
 
     server = await asyncio.start_server(answer, "127.0.0.1")
-    sender = WebhookSender(settings_for(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout_s=5))
-    async with asyncio.timeout(4):
+    sender = WebhookSender(settings_for(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout_s=60))
+    async with asyncio.timeout(30):
         outcome = await sender.send("evt_1", BODY)
     assert outcome == Refused(500, body_start="\ufffd\ufffd" + "x" * 498)
     await sender.close()
@@ -181,7 +185,7 @@ async def test_a_failures_body_that_does_not_come_changes_nothing() -> None:
         await writer.drain()
 
     server = await asyncio.start_server(answer, "127.0.0.1")
-    sender = WebhookSender(settings_for(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout_s=0.3))
+    sender = WebhookSender(settings_for(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout_s=3))
     assert await sender.send("evt_1", BODY) == Refused(422, body_start="unknown fie")
     await sender.close()
     server.close()

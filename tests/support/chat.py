@@ -29,7 +29,7 @@ from app.cli import main
 from app.core.settings import Settings
 from tests.support.service import ServiceProcess
 
-WAIT_S = 20.0
+WAIT_S = 30.0
 TERMINAL = {"done", "cancelled", "error"}
 
 _participants = itertools.count(1)
@@ -256,6 +256,17 @@ def processes_of(data_dir: Path) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
+
+
+def wait_listening(rows: Callable[[str], list[Any]], services: int = 1) -> None:
+    """Wait until so many services hear what others tell of: what was told before that is not heard of."""
+    query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' AND query = '{}'"
+    wait_until(lambda: len(rows(query.format("LISTEN turnstone_submissions"))) >= services)
+
+
+def wait_gone(data_dir: Path) -> None:
+    """Wait until no process of ``data_dir`` is left: those that end with another may need a moment more."""
+    wait_until(lambda: not processes_of(data_dir))
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = WAIT_S) -> Any:

@@ -66,7 +66,7 @@ class JudgeSeen:
 
 
 class ScriptedJudge(AppThread):
-    """The judge, on a thread of its own."""
+    """The judge, on a thread of its own. While ``holding`` is set it answers nothing, and forgets nothing."""
 
     def __init__(self, *, port: int = 0) -> None:
         super().__init__(self._application, port=port)
@@ -74,6 +74,7 @@ class ScriptedJudge(AppThread):
         self.default = JudgeReply()
         self.marks: Callable[[JudgeSeen], Mapping[str, int]] = lambda _: {}
         self.intent = "CREATION"
+        self.holding = False
         self.reply: Callable[[JudgeSeen], JudgeReply | None] = lambda _: None
         self._queue: deque[JudgeReply] = deque()
 
@@ -107,6 +108,8 @@ class ScriptedJudge(AppThread):
             asked["model"], asked.get("seed", 0), fenced[-1][1], asked["messages"], len(self.calls), time.monotonic()
         )
         self.calls.add(seen)
+        while self.holding:
+            await asyncio.sleep(0.01)
         reply = self.reply(seen) or (self._queue.popleft() if self._queue else self.default)
         if reply.action == "hang":
             await asyncio.sleep(math.inf)

@@ -28,7 +28,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
@@ -81,6 +81,7 @@ _ID = b"chatcmpl-scripted"
 """Stands for the answer's id in what is compiled; each request has an id of its own, of the same length."""
 _STAMP = b"@0000000000.000000 "
 _STAMP_FORMAT = b"@%017.6f "
+_LOOK_AGAIN_S = 0.01
 _BEFORE_RESET_S = 0.02  # lets the client read what was sent: a reset may throw away what it has not read
 
 
@@ -573,8 +574,11 @@ class _WrittenByHand(web.StreamResponse):
 class _Player:
     """Makes the writes of a program at their times. One loop callback per write, no task, no drift."""
 
-    def __init__(self, transport: asyncio.Transport, program: Program, record: ProviderRequest) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, program: Program, record: ProviderRequest, holds: Callable[[], bool]
+    ) -> None:
         self._transport = transport
+        self._holds = holds
         self._steps = program.steps
         self._record = record
         self._id = record.answer_id.encode()
@@ -607,6 +611,10 @@ class _Player:
     def _write(self) -> None:
         if self._transport.is_closing():
             return  # the client has left in this tick; the record says so
+        if self._record.pieces_sent and self._holds():
+            self._due = self._loop.time()
+            self._handle = self._loop.call_later(_LOOK_AGAIN_S, self._write)
+            return
         _, data, pieces, stamp_at = self._steps[self._next]
         if stamp_at >= 0:
             stamp = _STAMP_FORMAT % time.perf_counter()
@@ -628,12 +636,16 @@ class Provider(AppThread):
     """The scripted provider on a thread of its own.
 
     A request gets the script its last user message marks, else the next one of ``next``, else ``default``.
+
+    Attributes:
+        holding: while it is set, nothing follows the first piece of an answer; so a turn runs as long as a test needs.
     """
 
     def __init__(self, default: Script | None = None, *, port: int = 0) -> None:
         super().__init__(self._application, port=port, new_loop=uvloop.new_event_loop)
         self.default = default or Script()
         self.named: dict[str, Script] = {}
+        self.holding = False
         self.requests: Journal[ProviderRequest] = Journal()
         self._queue: deque[Script] = deque()
         self._numbers = itertools.count(1)
@@ -659,6 +671,7 @@ class Provider(AppThread):
         self._queue.clear()
         self.named.clear()
         self.default = Script()
+        self.holding = False
         self.requests.clear()
 
     def wait_requests(self, count: int = 1, timeout: float = WAIT_S) -> list[ProviderRequest]:
@@ -749,7 +762,7 @@ class Provider(AppThread):
         try:
             if transport is None:
                 raise asyncio.CancelledError
-            await _Player(transport, program, record).play()
+            await _Player(transport, program, record, lambda: self.holding).play()
             if program.ending == "hang":
                 await asyncio.get_running_loop().create_future()
             elif program.ending == "reset":

@@ -22,9 +22,11 @@ class RedisServer:
     """``redis-server`` on a free loopback port, which it keeps over ``kill`` and ``start``."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        # Bound and never listening: redis-server may take the port beside it, and nobody else gets it meanwhile.
+        self._kept = socket.socket()
+        self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._kept.bind(("127.0.0.1", 0))
+        self.port: int = self._kept.getsockname()[1]
         self._directory = Path(tempfile.mkdtemp(prefix="turnstone-redis-"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -72,6 +74,7 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self._kept.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _signal(self, number: signal.Signals) -> None:

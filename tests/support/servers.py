@@ -15,7 +15,7 @@ from typing import Generic, Self, TypeVar
 from aiohttp import web
 
 T = TypeVar("T")
-WAIT_S = 10.0
+WAIT_S = 30.0
 """How long a test waits for something that should happen at once, unless it says otherwise."""
 _LOOK_AGAIN_S = 0.01  # a count inside an item, such as of pieces sent, grows without a notice
 

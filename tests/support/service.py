@@ -164,13 +164,15 @@ class ServiceProcess:
     def kill(self) -> None:
         """kill -9, as a crash is."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(30)
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
-        """Ask it to end; returns its exit code."""
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
+        """Ask it to end; returns its exit code, when its last words have been read too."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(timeout)
+        code = self.process.wait(timeout)
+        self._reader.join(5)  # unless somebody else holds its output open
+        return code
 
 
 @contextlib.contextmanager
