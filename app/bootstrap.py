@@ -375,6 +375,8 @@ async def _run_for_good(job: Job) -> None:
         except Exception as error:  # noqa: BLE001  # the boundary of a background job
             metrics.JOB_FAILURES.inc()
             log.critical("background_job_failed", error=fault(error), at=place_of(error))
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                return  # it was to end: the error came on the way out
             await asyncio.sleep(_JOB_PAUSE_S)
         else:
             return
