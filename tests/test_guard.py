@@ -208,11 +208,15 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_longest_message_holds_the_event_loop_for_a_blink_at_most(name: str) -> None:
-    # The loop is free at each moment that is noted.
-    moments = [time.thread_time(), *(time.thread_time() for _ in inspecting(HOSTILE[name][:LONGEST]))]
-    holds = sorted(after - before for before, after in pairwise([*moments, time.thread_time()]))
-    # Some milliseconds each on an idle machine; with a quadratic step one of them was seconds.
-    assert len(holds) > 20
+    for cut in range(4):  # where a machine stands still, who runs may be charged with it; a slow step is slow each time
+        # The loop is free at each moment that is noted.
+        message = HOSTILE[name][: LONGEST - cut]  # nothing is remembered of it
+        moments = [time.thread_time(), *(time.thread_time() for _ in inspecting(message))]
+        holds = sorted(after - before for before, after in pairwise([*moments, time.thread_time()]))
+        # Some milliseconds each on an idle machine; with a quadratic step one of them was seconds.
+        assert len(holds) > 20
+        if holds[-2] < 0.1 and sum(holds) < 2:
+            break
     assert holds[-2] < 0.1, "a step other than the one in which the garbage may have been collected"
     assert sum(holds) < 2
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -189,18 +188,19 @@ async def test_a_turn_whose_process_died_keeps_its_labels_and_its_version(
 ) -> None:
     provider.default = Script(pieces=["word "] * 3000, piece_delay_s=0.01)
     env = environment(change(settings, lease_s=2), TURNSTONE_PORT="0")
-    async with AsyncExitStack() as stack:
-        first, second = (stack.enter_context(running(Command("serve", env=env))) for _ in range(2))
-        for process in (first, second):
-            await asyncio.to_thread(process.wait_ready)
+    with running(Command("serve", env=env)) as first:
+        await asyncio.to_thread(first.wait_ready)
         with httpx.Client(base_url=first.url, timeout=30) as rest:
             exam(rest, actions={"SUBMISSION": "allow"})
         async with connect(first.url) as client:
             await client.send(message=f"{ATTACK}\n{SUBMISSION}", turn_id="t1", **new_pair())
             await client.until("delta")
-            await asyncio.sleep(0.6)  # some text is flushed
+            await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM turn_chunks"))
             first.kill()
-        await asyncio.to_thread(wait_until, lambda: rows.one("SELECT status FROM prompt_turns")["status"] != "running")
+    # The other comes only now: it would take a process that stands still for a dead one.
+    with running(Command("serve", env=env)):
+        ended = "SELECT 1 FROM prompt_turns WHERE status <> 'running'"
+        await asyncio.to_thread(wait_until, lambda: rows(ended), 60)
     turn = rows.one("SELECT status, labels, exam_version FROM prompt_turns")
     assert turn == {"status": "interrupted", "labels": ["PROMPT_EXFILTRATION"], "exam_version": 1}
     meta = rows.one("SELECT meta FROM prompt_messages WHERE role = 'ASSISTANT'")["meta"]
@@ -225,8 +225,14 @@ ASKING = {"ask_model": True, "actions": dict.fromkeys(ATTACKS, "refuse")}
 
 
 async def test_a_model_s_word_counts_and_is_in_the_books_as_the_guard_s(
-    service: Service, rest: httpx.Client, provider: Provider, core: FakeCore, rows: Rows
+    service: Service,
+    rest: httpx.Client,
+    provider: Provider,
+    core: FakeCore,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("app.domain.langgraph.nodes.guard.TIME_LIMIT_S", 60)  # however slow the machine is
     exam(rest, **ASKING)
     provider.next(Script(pieces=("JAIL", "BREAK"), usage=Figures(prompt_tokens=70, completion_tokens=2)))
     refused = await asyncio.to_thread(say, rest, UNLABELLED[0])
@@ -284,14 +290,17 @@ def test_no_model_is_asked_where_the_exam_does_not_want_it_or_the_guard_is_sure(
 def test_where_a_model_says_nothing_of_use_the_guard_goes_by_itself(
     start: Start, provider: Provider, rows: Rows, failure: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.domain.langgraph.nodes.guard.TIME_LIMIT_S", 0.5)
-    service, begun = start(llm={"timeout_s": 60}), time.monotonic()
-    with httpx.Client(base_url=service.url, timeout=30) as rest:
+    silent = failure.ending == "hang"
+    monkeypatch.setattr("app.domain.langgraph.nodes.guard.TIME_LIMIT_S", 0.5 if silent else 60)
+    # By what is asked, and not by turns: where the provider stands still, a question is over before it has come.
+    monkeypatch.setattr(provider, "_choose", lambda body: failure if body["max_tokens"] == 64 else Script())
+    service = start(llm={"timeout_s": 100})
+    begun = time.monotonic()
+    with httpx.Client(base_url=service.url, timeout=60) as rest:
         exam(rest, **ASKING)
-        provider.next(failure, Script(), failure)
         assert say(rest, UNLABELLED[0])["finish_reason"] == "stop"
         assert say(rest, LABELLED[0])["finish_reason"] == "refused"
-    assert time.monotonic() - begun < 20, "a model's silence is not waited out"
+    assert time.monotonic() - begun < 60, "a model's silence is not waited out"
     assert labels(rows) == [None, sorted(LABELLED[1].labels)]
     outcomes = [row["outcome"] for row in rows("SELECT outcome FROM provider_calls WHERE purpose = 'guard'")]
     expected = {503: "llm_unavailable", 401: "llm_unavailable"}.get(failure.status)
@@ -301,8 +310,14 @@ def test_where_a_model_says_nothing_of_use_the_guard_goes_by_itself(
 
 
 async def test_the_message_is_stored_before_a_model_is_asked_and_a_cancel_ends_the_question(
-    service: Service, rest: httpx.Client, provider: Provider, core: FakeCore, rows: Rows
+    service: Service,
+    rest: httpx.Client,
+    provider: Provider,
+    core: FakeCore,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("app.domain.langgraph.nodes.guard.TIME_LIMIT_S", 60)  # it is the cancel that ends the question
     exam(rest, **ASKING)
     provider.next(Script(ending="hang", ending_at=0))
     async with connect(service.url) as client:

@@ -46,11 +46,24 @@ async def all_of(backend: Backend, programs: list[Hostile]) -> list[Trial]:
 async def test_no_program_gets_out_or_leaves_anything(backend: Backend) -> None:
     known = await backend.runner.languages()
     programs = [program for program in PROGRAMS if program.quick and program.language in known]
-    trials = await all_of(backend, programs)
-    assert {trial.name: trial.problems for trial in trials if trial.problems} == {}
+    trials = {trial.name: trial for trial in await all_of(backend, programs)}
+    for _ in range(2):  # what a machine that stands still brings about as well is tried once more
+        again = {name for name, trial in trials.items() if is_late(trial) or ends_otherwise(trial)}
+        some = [program for program in programs if program.name in again]
+        trials |= {trial.name: trial for trial in await all_of(backend, some)}
+    assert {name: trial.problems for name, trial in trials.items() if trial.problems} == {}
     assert backend.leftovers() == []
-    late = {trial.name: trial.late_ms for trial in trials if trial.late_ms is not None and trial.late_ms > 1000}
+    late = {name: trial.late_ms for name, trial in trials.items() if is_late(trial)}
     assert late == {}, "time from a limit to the end; on a machine with nothing else to do it is below 250 ms"
+
+
+def is_late(trial: Trial) -> bool:
+    return not trial.problems and trial.late_ms is not None and trial.late_ms > 1000
+
+
+def ends_otherwise(trial: Trial) -> bool:
+    """Its verdict is not the one it should get, and nothing else is wrong."""
+    return bool(trial.problems) and all(problem.startswith("ended as ") for problem in trial.problems)
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ async def test_cancelled_turn_moves_its_figures(service: Service, provider: Prov
     await watch.sees("turnstone_tokens_total", "completion", "counted", by=usage["completion_tokens"])
     await watch.sees("turnstone_tokens_total", "prompt", "counted", by=usage["prompt_tokens"])
     assert usage["completion_tokens"] > 0
-    assert figures(service)[("turnstone_turns_running",)] == 0
+    await until(service, lambda now: now[("turnstone_turns_running",)] == 0)
     assert watch.by("turnstone_turns_total", "completed") == 0
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -32,16 +33,20 @@ pytestmark = [
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """One of those that no connection gets by itself: none takes it before nginx does."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as taken, suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(params=[2], ids=["two"])
 def services(request: pytest.FixtureRequest, start: Callable[..., Service]) -> tuple[Service, Service]:
-    """Two processes, or one in both places."""
-    first = start()
-    return first, first if request.param == 1 else start()
+    """Two processes, or one in both places. Their patience with a silent provider ends no test."""
+    patient = {"llm": {"timeout_s": 60}}
+    first = start(**patient)
+    return first, first if request.param == 1 else start(**patient)
 
 
 @pytest.fixture(params=["as it stands", "with buffering"])
@@ -110,18 +115,22 @@ async def test_complaint_23_a_turn_streams_and_goes_on_wherever_the_socket_lands
             text, last = text + frame["content"], frame["seq"]
     assert frame["type"] == "done"
     assert text == SLOW.text
+    for _ in range(20):  # a machine that stood still has left no time for more than one
+        if services[0] is services[1] or len(landed) > 1:
+            break
+        async with connect(front):
+            landed.add(tuple(service.app.state.places.taken for service in services))
     assert services[0] is services[1] or len(landed) > 1, "both processes have been asked"
 
 
 async def test_deltas_are_not_held_back(front: str, provider: Provider) -> None:
-    provider.next(Script(pieces=("first ", "second"), piece_delay_s=1.5))
+    provider.next(Script(pieces=("first ", "second"), ending="hang", ending_at=1))
     async with connect(front) as chat:
-        begun = asyncio.get_running_loop().time()
         await chat.send(message="hello", turn_id="t1", **new_pair())
         await chat.until("delta")
-        first = asyncio.get_running_loop().time() - begun
-        await chat.until("done")
-        assert asyncio.get_running_loop().time() - begun - first > 1.0
+        assert provider.requests[0].ended is None, "the answer goes on, and its beginning is here"
+        await chat.send(type="cancel", turn_id="t1")
+        await chat.until("cancelled")
 
 
 async def test_cancel_reaches_whichever_process_runs_the_turn(

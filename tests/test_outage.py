@@ -6,7 +6,6 @@ import asyncio
 import json
 import secrets
 import signal
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +20,7 @@ import pytest
 from sqlalchemy import make_url
 
 from app.core.settings import Settings
+from app.infrastructure.persistence import session
 from app.infrastructure.persistence.embedded import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
 from tests.conftest import SECRET as SIGNING_SECRET
@@ -91,8 +91,8 @@ def ready(service: Service) -> bool:
 
 @pytest.fixture
 def quick(start: Callable[..., Service]) -> Callable[..., Service]:
-    """Starts services that wait for the database no longer than a second."""
-    return lambda **sections: start(database={"timeout_s": 1}, **sections)
+    """Starts services that do not wait long for the database: where it is away, they are told so at once."""
+    return lambda **sections: start(database={"timeout_s": 4}, **sections)
 
 
 async def test_nothing_is_asked_of_the_provider_while_messages_cannot_be_stored(
@@ -179,7 +179,7 @@ async def test_a_database_that_takes_no_writes_for_a_while_costs_nothing(
 async def test_a_background_job_goes_on_after_an_error_that_nobody_foresaw(
     quick: Callable[..., Service], server: Server, provider: Provider, database_url: str, rows: Rows
 ) -> None:
-    service = quick(lease_s=1, flush_interval_s=0.05)
+    service = quick(lease_s=1, flush_interval_s=0.05, llm={"timeout_s": 60})
     rows("ALTER TABLE turn_chunks RENAME TO elsewhere")
     provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
     async with connect(service.url) as chat:
@@ -197,8 +197,9 @@ async def test_an_answer_that_ended_during_an_outage_is_stored_when_it_is_over_a
     settings: Settings, server: Server, provider: Provider, core: FakeCore, rows: Rows
 ) -> None:
     """The outage is longer than a lease, and a second process waits for one to run out."""
-    provider.next(Script(pieces=[f"word{i} " for i in range(30)], piece_delay_s=0.02))
-    env = environment(change(settings, lease_s=1, database={"timeout_s": 1}), TURNSTONE_PORT="0")
+    provider.next(Script(pieces=[f"word{i} " for i in range(200)], piece_delay_s=0.02))
+    # A shorter lease would be lost by a process that stands still for a moment, with an outage or without.
+    env = environment(change(settings, lease_s=5, database={"timeout_s": 4}), TURNSTONE_PORT="0")
     with running(Command("serve", env=env)) as process, running(Command("worker", env=env)) as other:
         await asyncio.to_thread(process.wait_ready)
         await asyncio.to_thread(other.wait_for_line, "working")
@@ -221,7 +222,7 @@ async def test_an_answer_that_ended_during_an_outage_is_stored_when_it_is_over_a
             assert (await chat.until("done", WAIT_S))["finish_reason"] == "stop"
         await core.reaches(2, WAIT_S)
         assert await asyncio.to_thread(process.stop) == 0
-    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"].endswith("word29 ")
+    assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"].endswith("word199 ")
     assert rows.one("SELECT status FROM prompt_turns")["status"] == "completed"
     assert "lease_taken" not in other.output
 
@@ -236,7 +237,7 @@ async def test_a_process_that_must_end_during_an_outage_says_so_and_another_ends
 ) -> None:
     monkeypatch.setattr("app.application.turns.runner._LAST_SETTLE_S", 0.5)
     provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
-    service = quick(shutdown_grace_s=0)
+    service = quick(shutdown_grace_s=0, llm={"timeout_s": 60})
     async with connect(service.url) as chat:
         await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
         await chat.until("delta")
@@ -266,7 +267,8 @@ async def locked(url: str, statement: str) -> AsyncIterator[psycopg.AsyncConnect
 async def test_an_exhausted_pool_refuses_further_messages_and_recovers(
     start: Callable[..., Service], database_url: str, provider: Provider
 ) -> None:
-    service = start(database={"pool_size": 2, "timeout_s": 0.5}, worker={"embedded": False})
+    service = start(database={"pool_size": 2}, worker={"embedded": False})
+    pool = next(database.pool for loop, database in session._bound if loop is service.loop)
     pairs = [new_pair() for _ in range(3)]
     async with connect(service.url) as chat:
         for number, pair in enumerate(pairs):
@@ -277,10 +279,13 @@ async def test_an_exhausted_pool_refuses_further_messages_and_recovers(
             async with connect(service.url) as second, connect(service.url) as third:
                 await second.send(type="message", message="Waits", turn_id="held", **pairs[1])
                 await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 2)
-                await third.send(type="message", message="Too much", turn_id="t", **pairs[2])
-                error = await third.until("error")
-                assert (error["code"], error["retryable"]) == ("overloaded", True)
-                assert not await asyncio.to_thread(ready, service)
+                with pytest.MonkeyPatch.context() as patch:
+                    # Only now: whoever waits for no longer is refused by a machine that stands still, too.
+                    patch.setattr(pool, "_timeout", 0.5)
+                    await third.send(type="message", message="Too much", turn_id="t", **pairs[2])
+                    error = await third.until("error")
+                    assert (error["code"], error["retryable"]) == ("overloaded", True)
+                    assert not await asyncio.to_thread(ready, service)
         await asyncio.to_thread(wait_until, lambda: ready(service))
         assert (await chat.turn()).end["type"] == "done"
         assert (await chat.ask("Again", "again", **pairs[2])).end["type"] == "done"
@@ -297,9 +302,16 @@ def waiting(url: str) -> int:
 
 @pytest.mark.parametrize("cut", [1, 2])
 async def test_a_turn_whose_conversation_cannot_be_read_after_it_was_started_ends_at_once(
-    start: Callable[..., Service], database_url: str, provider: Provider, core: FakeCore, rows: Rows, cut: int
+    start: Callable[..., Service],
+    database_url: str,
+    provider: Provider,
+    core: FakeCore,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: int,
 ) -> None:
     """Its start waits for the end of the turn before, so it reads the conversation anew; ``cut`` times in vain."""
+    monkeypatch.setattr("app.bootstrap._SWEEP_INTERVAL_S", 1000)  # no sweep finds the turn and ends it
     service = start()
     async with connect(service.url) as chat:
         first = await chat.ask("Hello", "t1", **new_pair())
@@ -311,10 +323,8 @@ async def test_a_turn_whose_conversation_cannot_be_read_after_it_was_started_end
             reading = asyncio.create_task(_hold_messages(database_url, cut))
             await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 2)
             await ending.commit()
-            begun = time.monotonic()
         await reading
         second = await chat.turn()
-    assert time.monotonic() - begun < 8, "sooner than the sweep finds it"
     assert second.started["turn"] == 2
     if cut == 1:
         assert second.end["type"] == "done"
@@ -353,9 +363,9 @@ def _reader(url: str) -> int | None:
     return found and int(found[0])
 
 
-async def test_a_database_that_hangs_is_not_ready(quick: Callable[..., Service], database_url: str) -> None:
-    service = quick()
-    assert await asyncio.to_thread(ready, service)
+async def test_a_database_that_hangs_is_not_ready(start: Callable[..., Service], database_url: str) -> None:
+    service = start(database={"timeout_s": 1})
+    await asyncio.to_thread(wait_until, lambda: ready(service))
     async with locked(database_url, "LOCK TABLE alembic_version"):
         assert not await asyncio.to_thread(ready, service)
     await asyncio.to_thread(wait_until, lambda: ready(service))
@@ -368,7 +378,7 @@ async def test_no_log_line_holds_what_was_said_or_a_key_whatever_fails(
     words = {
         name: f"{name}-{secrets.token_hex(8)}" for name in ("prompt", "answer", "model-key", "core-key", "problem")
     }
-    settings = change(settings, log_level="info", database={"timeout_s": 1})
+    settings = change(settings, log_level="info", database={"timeout_s": 4})
     env = environment(
         settings,
         TURNSTONE_PORT="0",
@@ -394,7 +404,7 @@ async def test_no_log_line_holds_what_was_said_or_a_key_whatever_fails(
             await chat.until("error")
 
             # the database goes away in the middle of a turn, and is asked for several things meanwhile
-            provider.next(Script(pieces=[words["answer"]] * 100, piece_delay_s=0.01))
+            provider.next(Script(pieces=[words["answer"]] * 400, piece_delay_s=0.01))
             await chat.send(type="message", message=words["prompt"], turn_id="cut", **pair)
             await chat.until("delta")
             await asyncio.to_thread(server.take_away)

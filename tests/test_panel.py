@@ -86,7 +86,7 @@ async def test_judges_are_asked_at_the_same_time() -> None:
             self.waiting += 1
             if self.waiting == 3:
                 self.together.set()
-            await asyncio.wait_for(self.together.wait(), 5)
+            await asyncio.wait_for(self.together.wait(), 20)
             return await super().complete(request)
 
     judged = await judge_panel(Patient(with_evidence), panel())

@@ -16,10 +16,11 @@ import psycopg
 import pytest
 
 from app.core.settings import Settings
+from app.domain.langgraph.nodes import writer
 from app.domain.model_client import ChatMessage
 from app.infrastructure.llm.tokens import TokenCounter
 from tests.conftest import CORE_KEY, SECRET, Rows, change
-from tests.support.chat import Command, connect, environment, new_pair
+from tests.support.chat import Command, connect, environment, new_pair, wait_until
 from tests.support.core import FakeCore
 from tests.support.provider import SECRET as PROVIDER_SECRET
 from tests.support.provider import Provider, Script
@@ -190,7 +191,7 @@ def _of_service(record: logging.LogRecord) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("cases", "timeout_s"), [(STATUSES, 30), (BROKEN, 30), (SILENT, 0.5)], ids=["statuses", "broken", "silent"]
+    ("cases", "timeout_s"), [(STATUSES, 30), (BROKEN, 30), (SILENT, 4)], ids=["statuses", "broken", "silent"]
 )
 async def test_every_fault_is_typed_stored_metered_and_reported_and_the_next_turn_works(
     start: Start,
@@ -326,18 +327,27 @@ async def test_what_ends_the_second_try_is_what_is_told(service: Service, provid
 
 
 async def test_a_cancel_between_two_tries_prevents_the_second(
-    service: Service, provider: Provider, core: FakeCore
+    service: Service, provider: Provider, core: FakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pauses: list[float | None] = []
+    its_own = writer._pause_before_next_try
+
+    def long_pause(*failed: Any) -> float:
+        pauses.append(its_own(*failed))
+        return 60  # so that the cancel comes within it, however long the machine stands still
+
+    monkeypatch.setattr(writer, "_pause_before_next_try", long_pause)
     provider.default = Script(status=503, headers=(("Retry-After", "1"),))
     async with connect(service.url) as client:
         await client.send(type="message", message="hello", turn_id=1, **new_pair())
         await client.until("started")
         await provider.closed_reach(1)
-        await asyncio.sleep(0.4)  # its refusal has come through, and the pause before the next try has begun
+        await asyncio.to_thread(wait_until, lambda: pauses)
         await client.send(type="cancel", turn_id=1)
         seen = await client.turn()
     assert seen.end["type"] == "cancelled"
     assert seen.end["usage"]["total_tokens"] == 0
+    assert pauses == [1.0]
     assert len(provider.requests) == 1
     assert [delivery.type for delivery in await core.reaches(2, 30)] == ["usage", "message_response"]
 
@@ -350,7 +360,8 @@ async def test_a_process_logs_codes_and_neither_words_nor_keys(
 ) -> None:
     key, prompt, answer = "sk-our-own-key-9e2f", "a-prompt-that-stays-private", "an-answer-that-stays-private "
     provider.default = Script(pieces=(answer, answer))
-    own = {"data_dir": tmp_path, "port": 0, "log_level": "debug", "llm": {"api_key": key, "timeout_s": 0.5}}
+    # longer than a machine stands still: one of the names is silent, and the others are not
+    own = {"data_dir": tmp_path, "port": 0, "log_level": "debug", "llm": {"api_key": key, "timeout_s": 4}}
     process = Command("serve", env=environment(change(settings, **own)), cwd=tmp_path)
     names = ("default", "status_401", "status_500", "reset_midway", "error_event", "hang_midway", "broken_invalid_json")
     with running(process):

@@ -25,6 +25,8 @@ from typing import Any, Literal, Self
 
 from aiohttp import web
 
+from tests.support.servers import WAIT_S
+
 SECRET = "provider-words-that-quote-the-prompt"
 """Stands in every error the servers send: found anywhere else, the provider's words leaked."""
 
@@ -85,7 +87,7 @@ class ForeignProviders:
         self._thread.join(10)
         self._loop.close()
 
-    def wait_ended(self, index: int = 0, timeout_s: float = 5.0) -> Request:
+    def wait_ended(self, index: int = 0, timeout_s: float = WAIT_S) -> Request:
         """Block until the connection of request ``index`` ended and return it (call it off the loop under test)."""
         with self._changed:
             if not self._changed.wait_for(
@@ -94,7 +96,7 @@ class ForeignProviders:
                 raise TimeoutError(f"request {index} did not end within {timeout_s} s: {self.requests}")
             return self.requests[index]
 
-    def wait_written(self, count: int, index: int = 0, timeout_s: float = 5.0) -> None:
+    def wait_written(self, count: int, index: int = 0, timeout_s: float = WAIT_S) -> None:
         """Block until ``count`` writes of request ``index`` are out (0: until the request is there)."""
         with self._changed:
             if not self._changed.wait_for(

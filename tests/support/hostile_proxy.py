@@ -37,7 +37,7 @@ class HostileProxy:
         target: the service's address; ``None``: nothing is there, and the proxy says so.
         sockets: what becomes of WebSockets.
         buffers: whether an answer is kept back until it is whole.
-        cut_after: bytes of an event stream after which its connection is cut.
+        cut_after: bytes of an event stream after which its connection is cut; never before the first event is through.
         loses: how many of the next POSTs reach the service and are cut before their answer.
         intercept: what is answered in the service's place; ``None`` where the request goes on.
         hangs: requests hang until this is set; ``None``: none does.
@@ -113,7 +113,8 @@ class HostileProxy:
                 passed += len(chunk)
                 is_stream = answer.content_type == "text/event-stream"
                 if is_stream and self.cut_after is not None and passed > self.cut_after:
-                    await response.write(chunk[: len(chunk) // 2])
+                    first = chunk.find(b"\n\n", max(chunk.find(b"data:"), 0)) + 2
+                    await response.write(chunk[: max(len(chunk) // 2, first)])
                     _abort(request)
                     return
                 await response.write(chunk)

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -82,7 +83,7 @@ _ID = b"chatcmpl-scripted"
 _STAMP = b"@0000000000.000000 "
 _STAMP_FORMAT = b"@%017.6f "
 _LOOK_AGAIN_S = 0.01
-_BEFORE_RESET_S = 0.02  # lets the client read what was sent: a reset may throw away what it has not read
+_BEFORE_RESET_S = 0.02  # between two looks at whether the client has read what was sent: a reset throws the rest away
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -628,6 +629,18 @@ class _Player:
         self._schedule()
 
 
+async def _read_by_the_client(transport: asyncio.Transport) -> None:
+    """Wait until nothing that was sent is still to be read, as the kernel lists it."""
+    ours, theirs = (transport.get_extra_info(name)[1] for name in ("sockname", "peername"))
+    deadline = time.monotonic() + WAIT_S
+    unread = True
+    while unread and time.monotonic() < deadline:
+        await asyncio.sleep(_BEFORE_RESET_S)
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        ends = [row for row in rows if row[1].endswith(f":{theirs:04X}") and row[2].endswith(f":{ours:04X}")]
+        unread = any(int(row[4].partition(":")[2], 16) for row in ends)
+
+
 class UnknownScriptError(Exception):
     """A marker names a script that does not exist or is not one."""
 
@@ -766,7 +779,7 @@ class Provider(AppThread):
             if program.ending == "hang":
                 await asyncio.get_running_loop().create_future()
             elif program.ending == "reset":
-                await asyncio.sleep(_BEFORE_RESET_S)
+                await _read_by_the_client(transport)
                 reset_connection(transport)
             elif program.ending == "close" or not program.keep_alive:
                 transport.close()
