@@ -155,7 +155,7 @@ def settings(database_url: str, provider: Provider, core: FakeCore, scratch: Pat
         shutdown_grace_s=5,
         log_level="warning",
         database={"url": database_url},
-        llm={"model": "openai:scripted", "base_url": provider.base_url, "api_key": "sk-scripted", "timeout_s": 15},
+        llm={"model": "openai:scripted", "base_url": provider.base_url, "api_key": "sk-scripted", "timeout_s": 30},
         callbacks={
             "url": core.callback_url,
             "api_key": CORE_KEY,

@@ -44,7 +44,7 @@ from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
 from app.infrastructure.runner.bubblewrap.toolchains import main_class
 from app.infrastructure.runner.bubblewrap.waiting import Waiting
 from app.infrastructure.runner.opening import open_runner
-from tests.support.chat import Command, environment, wait_until
+from tests.support.chat import Command, environment
 from tests.support.service import running
 
 ROOT = Path(__file__).parents[1]
@@ -86,9 +86,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def until_gone(pids: list[int], patience_s: float = 5) -> None:
+async def until_gone(pids: list[int], patience_s: float = 30) -> None:
     async with asyncio.timeout(patience_s):
         while any(map(alive, pids)):
+            await asyncio.sleep(0.02)
+
+
+async def until_no_orphans() -> None:
+    """What is killed takes a moment to go; what is left behind stays."""
+    async with asyncio.timeout(30):
+        while orphans():
             await asyncio.sleep(0.02)
 
 
@@ -158,11 +165,11 @@ async def test_when_the_warden_is_killed_its_runs_end_and_the_next_one_starts_it
                 pytest.fail("it ended")
 
         running = asyncio.create_task(run())
-        await asyncio.sleep(0.5)
         warden = runner.warden_pid
         assert warden is not None
-        inside = list(tree_of(warden))
-        assert len(inside) >= 4, "the warden, bubblewrap, the program and its child"
+        async with asyncio.timeout(30):
+            while len(inside := list(tree_of(warden))) < 4:  # the warden, bubblewrap, the program and its child
+                await asyncio.sleep(0.05)
         os.kill(warden, signal.SIGKILL)
         with pytest.raises(RunnerUnavailableError, match="is gone"):
             await running
@@ -196,7 +203,7 @@ async def test_a_warden_killed_at_any_moment_is_noticed_and_leaves_no_half_made_
                 assert isinstance(program, PreparedProgram)
 
                 async def run(program: PreparedProgram = program) -> None:
-                    async for _ in runner.run(program, [b""] * 100, Limits()):
+                    async for _ in runner.run(program, [b""] * 1000, Limits()):
                         pass
 
                 running = asyncio.create_task(run())
@@ -205,9 +212,9 @@ async def test_a_warden_killed_at_any_moment_is_noticed_and_leaves_no_half_made_
                 assert warden is not None
                 os.kill(warden, signal.SIGKILL)
                 with pytest.raises(RunnerUnavailableError, match="is gone"):
-                    await asyncio.wait_for(running, 10)
+                    await asyncio.wait_for(running, 30)
             await runner.self_test()
-        assert orphans() == []
+        await until_no_orphans()
     finally:
         await runner.close()
 
@@ -232,7 +239,7 @@ async def test_a_run_cancelled_while_its_sandbox_is_made_leaves_no_program_behin
             assert warden is not None
             await until_gone([pid for pid in tree_of(warden) if pid != warden])
             await asyncio.sleep(0.1)
-            assert orphans() == []
+            await until_no_orphans()
     finally:
         await runner.close()
 
@@ -254,7 +261,7 @@ async def test_a_program_that_a_killed_warden_let_through_the_gate_is_ended_by_t
                 warden, inside = runner.warden_pid, [0]
                 assert warden is not None
                 running = asyncio.create_task(run(program))
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     while len(inside) < 3:  # the warden, bubblewrap, and its inner process
                         await asyncio.sleep(0)
                         inside = list(tree_of(warden))
@@ -266,13 +273,13 @@ async def test_a_program_that_a_killed_warden_let_through_the_gate_is_ended_by_t
                     await running
             await until_gone([warden, inside[1]])
             os.kill(inner, signal.SIGCONT)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while at_gate and alive(inner) and (Path(f"/proc/{inner}") / "exe").resolve() == bwrap:
                     await asyncio.sleep(0.01)
             ran = at_gate and inner in orphans()
             await runner.self_test()
             await until_gone([inner])
-            assert orphans() == []
+            await until_no_orphans()
             if ran:
                 return
         pytest.skip("no sandbox was caught while it was made")
@@ -284,7 +291,6 @@ async def test_a_sandbox_that_is_never_made_is_given_up_with_all_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A script that does not end plays bubblewrap, with an inner process."""
-    monkeypatch.setattr(box_module, "_SETUP_S", 0.3)
     monkeypatch.setattr(box_module, "_LAST_WORDS_S", 0.1)
     never = tmp_path / "never"
     never.write_text("#!/bin/sh\n/bin/sleep 600 &\necho $! >&2\nwait\n")
@@ -302,10 +308,14 @@ async def test_a_sandbox_that_is_never_made_is_given_up_with_all_of_it(
             by_process=True,
             cpus=(),
         )
-        account = OneByOne().open("run", memory_mb=64, processes=8)
-        async with asyncio.timeout(10):
-            outcome = await run_box(box, account, contextlib.nullcontext)
-    assert not outcome.started
+        for setup_s in (0.3, 2, 10):  # until the script has come as far as its inner process
+            monkeypatch.setattr(box_module, "_SETUP_S", setup_s)
+            account = OneByOne().open("run", memory_mb=64, processes=8)
+            async with asyncio.timeout(30):
+                outcome = await run_box(box, account, contextlib.nullcontext)
+            assert not outcome.started
+            if outcome.err.kept.endswith(b"\n"):
+                break
     await until_gone([int(outcome.err.kept)])
 
 
@@ -409,7 +419,7 @@ async def test_a_service_killed_with_9_leaves_nothing(runner: BubblewrapRunner) 
     )
     assert service.stdout is not None
     warden = int(await service.stdout.readline())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(inside := list(tree_of(warden))) < 7:  # the warden and two sandboxes of three processes
             await asyncio.sleep(0.05)
     service.kill()
@@ -692,14 +702,21 @@ async def test_waiting_for_a_busy_machine_is_not_the_program_s_time() -> None:
     poor = await asyncio.create_subprocess_exec(sys.executable, "-c", spin, str(core), "10")
     try:
         await asyncio.sleep(0.5)
-        waiting = Waiting(poor.pid)
-        waiting.look()
-        began, before = time.monotonic(), waiting.total_s
-        for _ in range(20):
-            await asyncio.sleep(0.04)
+        share = 0.0
+        for _ in range(10):  # where the whole machine stands still, nobody waits for a CPU
+            began = time.monotonic()
+            waiting = Waiting(poor.pid)
             waiting.look()
-        passed = time.monotonic() - began
-        assert passed * 0.2 < waiting.total_s - before <= passed + 0.1
+            before = waiting.total_s
+            for _ in range(20):
+                await asyncio.sleep(0.04)
+                waiting.look()
+            passed = time.monotonic() - began
+            share = (waiting.total_s - before) / passed
+            assert waiting.total_s - before <= passed + 0.1
+            if share > 0.2:
+                break
+        assert share > 0.2
     finally:
         for process in (hog, poor):
             process.kill()
@@ -737,6 +754,6 @@ except PermissionError:
 async def test_a_worker_leaves_the_first_cpu_to_a_service_or_uses_all(settings: Settings, *, alone: bool) -> None:
     env = environment(settings, TURNSTONE_WORKER__ALONE=str(alone))
     with running(Command("worker", env=env)) as worker:
-        await asyncio.to_thread(wait_until, lambda: "working" in worker.output)
+        await asyncio.to_thread(worker.wait_for_line, "working")
         every = sorted(os.sched_getaffinity(0))
         assert sorted(os.sched_getaffinity(worker.process.pid)) == (every if alone else every[1:])

@@ -65,9 +65,9 @@ def place(scratch: Path) -> Iterator[Place]:
         with running(Command("serve", env=env)) as process:
             process.wait_ready()
             session_id = asyncio.run(_talk(process.url))
-            core.wait_for(lambda posts: len(posts) == 4)
+            core.wait_for(lambda posts: len(posts) >= 4)
             opened = Place(env, data_dir, core, process, session_id)
-            wait_until(lambda: len(opened.lines("callbacks", "list", "--status", "failed")) == 4)
+            wait_until(lambda: len(opened.lines("callbacks", "list", "--status", "failed")) == 4, 60)
             yield opened
             assert process.stop() == 0
     assert processes_of(data_dir) == []

@@ -34,7 +34,7 @@ from app.infrastructure.persistence.session import get_db_context
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import Command, connect, environment, new_pair
 from tests.support.core import FakeCore
-from tests.support.servers import AppThread, Journal
+from tests.support.servers import AppThread, Journal, port_of_ones_own
 from tests.support.service import Service, running
 
 EXAMPLE = Path(__file__).parents[1] / "examples/core-python"
@@ -170,11 +170,11 @@ async def test_its_tables_are_ours_whatever_the_line_does(settings: Settings, ro
     env = {
         "CORE_SECRETS": f"{OLD_SECRET} {SECRET}",
         "CORE_API_KEY": CORE_KEY,
-        "CORE_PORT": "0",
         "CORE_DB": str(database),
         "CORE_FEED_EVERY_S": "0.5",
     }
-    with Line() as line:
+    with Line() as line, port_of_ones_own() as port:
+        env["CORE_PORT"] = str(port)
         variables = environment(settings, TURNSTONE_PORT="0", TURNSTONE_CALLBACKS__URL=f"{line.url}/callbacks")
         with running(Command("serve", env=variables)) as turnstone:
             await asyncio.to_thread(turnstone.wait_ready)
@@ -182,7 +182,6 @@ async def test_its_tables_are_ours_whatever_the_line_does(settings: Settings, ro
             pairs = [new_pair() for _ in range(4)]
             with receiver(env) as first:
                 line.target = await asyncio.to_thread(address, first)
-                env["CORE_PORT"] = line.target.split(":")[2].split("/")[0]
                 await asyncio.gather(*(talk(turnstone.url, pair, 4) for pair in pairs))
                 first.send_signal(signal.SIGKILL)  # wherever it stands
             await talk(turnstone.url, pairs[0] | {"participant_id": pairs[-1]["participant_id"] + 1000}, 2)
@@ -250,13 +249,13 @@ async def test_a_gap_sends_it_to_the_feed_at_once_and_the_feed_is_read_to_its_en
     env["CORE_FEED_EVERY_S"] = "3600"
     with receiver(env) as process:
         url = await asyncio.to_thread(address, process)
-        await asyncio.to_thread(httpx.post, f"{service.url}/api/sessions", json=new_pair())
+        await asyncio.to_thread(httpx.post, f"{service.url}/api/sessions", json=new_pair(), timeout=WAIT_S)
         service.call(record())
         await until(lambda: len(core.events()) == events)
         first, *_, last = core.events()
         for delivery in (first, last):
             headers = {name: value for name, value in delivery.headers.items() if name.startswith("webhook-")}
-            answer = await asyncio.to_thread(httpx.post, url, content=delivery.raw, headers=headers)
+            answer = await asyncio.to_thread(httpx.post, url, content=delivery.raw, headers=headers, timeout=WAIT_S)
             assert answer.status_code == 204
         await until(lambda: number_of_events(database) == events)
     [figures] = Ledger(str(database)).bill().values()
@@ -276,16 +275,16 @@ def test_one_signature_that_fits_is_enough_and_none_changes_nothing(tmp_path: Pa
     raw, now = json.dumps(usage(1)), datetime.now(UTC)
     signatures = {secret: Webhook(secret).sign("evt_1", now, raw) for secret in (SECRET, OLD_SECRET)}
     said = {"webhook-id": "evt_1", "webhook-timestamp": str(int(now.timestamp()))}
-    with receiver(env) as process:
+    with receiver(env) as process, httpx.Client(timeout=WAIT_S) as http:
         url = address(process)
         for signature in ("", "v1", "v1,x", "v1,€".encode(), signatures[OLD_SECRET], f"v2{signatures[SECRET][2:]}"):
-            refused = httpx.post(url, content=raw, headers=said | {"webhook-signature": signature})
+            refused = http.post(url, content=raw, headers=said | {"webhook-signature": signature})
             assert refused.status_code == 401, signature
-        assert httpx.post(url, content=raw).status_code == 401
+        assert http.post(url, content=raw).status_code == 401
         assert number_of_events(database) == 0
         both = f"{signatures[OLD_SECRET]} {signatures[SECRET]}"  # while the secret is changed
         for _ in range(2):
-            assert httpx.post(url, content=raw, headers=said | {"webhook-signature": both}).status_code == 204
+            assert http.post(url, content=raw, headers=said | {"webhook-signature": both}).status_code == 204
     assert total_of(Ledger(str(database))) == 10
 
 

@@ -7,10 +7,11 @@ import json
 import signal
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.support.chat import Command, TurnSeen, connect, new_pair, processes_of, wait_until
@@ -25,11 +26,12 @@ def data_dir(scratch: Path) -> Iterator[Path]:
     path = scratch / "demo"
     yield path
     for process in processes_of(path):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=30) as response:
         return str(response.read().decode())
 
 

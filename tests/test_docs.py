@@ -153,9 +153,9 @@ def test_client_frames_of_the_protocol_page_are_accepted() -> None:
 async def test_server_frames_of_the_protocol_page_have_the_fields_that_are_sent(
     start: Callable[..., Service], provider: Provider
 ) -> None:
-    service = start(llm={"timeout_s": 1})
-    async with connect(service.url) as client:
-        sent = await _one_of_each(client, provider)
+    hasty, service = start(llm={"timeout_s": 1}, worker={"embedded": False}), start()
+    async with connect(service.url) as client, connect(hasty.url) as falls_silent:
+        sent = await _one_of_each(client, falls_silent, provider)
         path = f"{service.url}/api/sessions/{sent[('started', False, False)]['session_id']}/submissions"
         await asyncio.to_thread(httpx.post, path, json={"code": "print(1)", "language": "python"}, timeout=WAIT_S)
         sent["submission", False, False] = await client.until("submission")
@@ -169,19 +169,20 @@ async def test_server_frames_of_the_protocol_page_have_the_fields_that_are_sent(
             assert set(frame["usage"]) == set(sent[kind]["usage"])
 
 
-async def _one_of_each(client: ChatClient, provider: Provider) -> dict[tuple[str, bool, bool], dict[str, Any]]:
+async def _one_of_each(
+    client: ChatClient, falls_silent: ChatClient, provider: Provider
+) -> dict[tuple[str, bool, bool], dict[str, Any]]:
     seen: list[dict[str, Any]] = []
-    provider.next(Script(piece_delay_s=0.3))  # however slow the machine is, not all in one read
     turn = await client.ask("finish", "t1", **(pair := new_pair()))
     seen += turn.frames
     await client.send(type="resume", session_id=turn.started["session_id"], turn_id="t1", after_seq=0)
     seen += (await client.turn()).frames
     provider.next(Script(ending="hang", ending_at=1), Script(ending="hang", ending_at=1))
     await client.send(message="stop me", turn_id="t2", **pair)
-    await client.until("delta")
+    seen.append(await client.until("delta"))  # one alone, however slow the machine is
     await client.send(type="cancel", turn_id="t2")
     seen.append(await client.until("cancelled"))
-    seen += (await client.ask("fall silent", "t3", **pair)).frames
+    seen += (await falls_silent.ask("fall silent", "t3", **pair)).frames
     await client.send_raw("not JSON")
     seen.append(await client.until("error"))
     await client.send(type="ping")
@@ -262,13 +263,13 @@ def test_the_vibecode_page_is_true(start: Callable[..., Service], core: FakeCore
     )
     assert (session["id"], session["spec_id"]) == ("1", 9)
     [request] = json_lines("docs/vibecode.md", "json request")
-    again = httpx.post(f"{service.url}/api/chat/messages", json=request).json()
+    again = httpx.post(f"{service.url}/api/chat/messages", json=request, timeout=WAIT_S).json()
     assert again == answered, "the same message again"
     [documented] = json_lines("docs/vibecode.md", "json answer")
     assert set(again["aiMessage"]) == set(documented["aiMessage"])
     assert all(again["aiMessage"][name] == documented["aiMessage"][name] for name in ("sessionId", "turn", "role"))
     [submission], [taken] = (json_lines("docs/vibecode.md", name) for name in ("json submission", "json taken"))
-    assert httpx.post(f"{service.url}/api/session/submit", json=submission).json() == taken
+    assert httpx.post(f"{service.url}/api/session/submit", json=submission, timeout=WAIT_S).json() == taken
 
     common = {"exam_id": 3, "participant_id": 42, "submission_id": 88001}
     result = {"final_scores": SCORES, "turn_scores": {}, "revision": 1}

@@ -446,7 +446,8 @@ def test_server_that_somebody_else_started_is_left_alone(place: Path, data_dir: 
         [program, "-D", str(data), "-h", "", "-k", str(data)], stderr=subprocess.DEVNULL, **as_owner
     )
     try:
-        wait_until(lambda: "ready" in (data / "postmaster.pid").read_text() if by_hand.pid in pids(place) else False)
+        told = data / "postmaster.pid"  # which it makes a moment after it has come to its directory
+        wait_until(lambda: by_hand.pid in pids(place) and told.exists() and "ready" in told.read_text())
         with pytest.raises(StartupError, match=f"did not start.*process {by_hand.pid}"):
             EmbeddedPostgres.open(data_dir)
         assert by_hand.poll() is None
@@ -488,7 +489,7 @@ except KeyboardInterrupt:
     os.killpg(owner.pid, signal.SIGINT)
     assert said(owner) == "True"
     owner.wait(WAIT_S)
-    assert not psutil.pid_exists(pid)
+    wait_until(lambda: not psutil.pid_exists(pid))  # whoever inherited it sees to it a moment later
 
 
 def test_processes_that_open_a_fresh_directory_at_once_all_get_the_server(
@@ -529,9 +530,21 @@ def test_opening_and_closing_wait_for_whoever_starts_or_stops_the_server(
     place: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with EmbeddedPostgres.open(data_dir) as postgres, (data_dir / "postgres/turn.lock").open() as turn:
+        looked, within = threading.Event(), embedded._within
+
+        def seen_to_wait(seconds: float, condition: Callable[[], bool]) -> bool:
+            def told() -> bool:
+                looked.set()
+                return condition()
+
+            return within(seconds, told)
+
         closing = threading.Thread(target=postgres.close)
         fcntl.flock(turn, fcntl.LOCK_EX)
-        closing.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(embedded, "_within", seen_to_wait)
+            closing.start()
+            assert looked.wait(WAIT_S), "it has its own patience from now on"
         closing.join(0.3)
         assert closing.is_alive()
         assert servers_in(place)

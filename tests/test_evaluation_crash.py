@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -111,13 +112,15 @@ async def test_killed_while_the_judge_is_asked(
 async def test_killed_at_each_write(
     env: dict[str, str], judge: ScriptedJudge, core: FakeCore, rows: Rows, database_url: str, table: str
 ) -> None:
-    judge.default = JudgeReply(delay_s=0.3)
+    locked = threading.Event()
+    judge.default = JudgeReply(after=locked)
     async with AsyncExitStack() as stack:
         doomed = await serve(stack, env)
         await ask(doomed)
         await core.reaches(2)  # the turn's own events are out
         with psycopg.connect(database_url) as holder:
             holder.execute(f"LOCK TABLE {table} IN SHARE MODE")
+            locked.set()
             waits = "SELECT 1 FROM pg_locks JOIN pg_class ON pg_class.oid = relation WHERE NOT granted AND relname = %s"
             kept = 0 if table == "judge_calls" else SAMPLES  # a callback's own writes may wait there before
 
@@ -168,11 +171,12 @@ async def test_kills_at_any_instant_lose_no_judgement_and_make_none_twice(
     judge.next(*(fault if chance.random() < 0.4 else slow for fault in [f for f, _ in zip(cycle(faults), range(80))]))
     async with AsyncExitStack() as stack:
         chat_only = await serve(stack, {**env, "TURNSTONE_WORKER__EMBEDDED": "false"})
-        workers = [await serve(stack, env, "worker"), await serve(stack, env, "worker")]
         # a different prompt each, so that no answer serves another turn
         for number in range(turns):
             async with connect(chat_only.url) as chat:
                 await chat.ask(f"{PROMPT} Case {number}.", "t1", **new_pair())
+        # only now: their lease is short, and where this machine stands still they may take a turn's owner for dead
+        workers = [await serve(stack, env, "worker"), await serve(stack, env, "worker")]
         for kill in range(8):
             await asyncio.sleep(chance.uniform(0.1, 1.2))
             workers[kill % 2].kill()

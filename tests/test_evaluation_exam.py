@@ -38,7 +38,7 @@ def judge() -> Iterator[ScriptedJudge]:
 
 
 def set_exam(service: Service, **settings: object) -> None:
-    answer = httpx.put(f"{service.url}/api/exams/7", json={"problem_text": "Find a path.", **settings})
+    answer = httpx.put(f"{service.url}/api/exams/7", json={"problem_text": "Find a path.", **settings}, timeout=30)
     assert answer.status_code == 200, answer.text
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.application.turns.running import RunningTurn
+from app.domain.turn_log import TurnLog
 from app.presentation.api.routes import events
 from tests.conftest import Rows
 from tests.support.chat import connect, new_pair
@@ -105,15 +107,23 @@ async def test_an_ended_turn_is_replayed_from_any_place_on(
 
 
 async def test_whoever_leaves_a_stream_stops_nothing_and_nobody_keeps_reading(
-    service: Service, provider: Provider, http: httpx.AsyncClient, rows: Rows
+    service: Service, provider: Provider, http: httpx.AsyncClient, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.next(SLOW)
+    runner, logs = service.resources.runner, list[TurnLog]()
+    start = runner.start
+
+    def noted(turn: RunningTurn) -> None:
+        logs.append(turn.log)  # the turn may end before we look
+        start(turn)
+
+    monkeypatch.setattr(runner, "start", noted)
     session_id = await begin(service)
     async with http.stream("GET", f"/api/sessions/{session_id}/turns/t1/events") as response:
         async for line in response.aiter_lines():
             if line.startswith("data: "):
                 break
-    log = next(iter(service.resources.runner._turns.values())).log
+    [log] = logs
     async with asyncio.timeout(WAIT_S):
         while log._readers:
             await asyncio.sleep(0.02)
@@ -141,20 +151,24 @@ async def test_silence_is_broken_by_comments(
 async def test_a_long_poll_answers_when_there_is_something(
     service: Service, provider: Provider, http: httpx.AsyncClient
 ) -> None:
-    provider.next(SLOW)
-    session_id = await begin(service)
-    path, frames, after, polls = f"/api/sessions/{session_id}/turns/t1/events", list[dict[str, Any]](), 0, 0
-    while True:
-        answer = await http.get(path, params={"after_seq": after}, headers={"accept": "application/json"})
-        body = answer.json()
-        assert body["items"]
-        frames += body["items"]
-        after, polls = body["next"], polls + 1
-        if body["ended"]:
+    polls = 0
+    for _ in range(10):  # until the machine does not stand still for as long as a turn takes
+        provider.next(SLOW)
+        session_id = await begin(service)
+        path, frames, after, polls = f"/api/sessions/{session_id}/turns/t1/events", list[dict[str, Any]](), 0, 0
+        while True:
+            answer = await http.get(path, params={"after_seq": after}, headers={"accept": "application/json"})
+            body = answer.json()
+            assert body["items"]
+            frames += body["items"]
+            after, polls = body["next"], polls + 1
+            if body["ended"]:
+                break
+        assert text_of(frames) == SLOW.text
+        assert frames[-1]["type"] == "done"
+        if polls > 2:
             break
     assert polls > 2
-    assert text_of(frames) == SLOW.text
-    assert frames[-1]["type"] == "done"
 
 
 async def test_a_long_poll_without_news_is_empty(service: Service, provider: Provider, http: httpx.AsyncClient) -> None:
@@ -173,19 +187,24 @@ async def test_a_long_poll_without_news_is_empty(service: Service, provider: Pro
 
 @pytest.mark.parametrize("mirrored", [False, True], ids=["without Redis", "with Redis"])
 async def test_a_poll_that_does_not_wait_shows_what_is_known_of_a_turn_of_another_process(
-    start: Callable[..., Service], provider: Provider, rows: Rows, mirrored: bool
+    start: Callable[..., Service], provider: Provider, mirrored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def not_yet(_owner: int) -> None:
+        """No flush comes."""
+
     with RedisServer() if mirrored else nullcontext() as redis:
-        sections: dict[str, Any] = {"redis": {"url": redis.url}} if redis else {}
-        # With Redis the text has to come from there: the database has none for a while.
-        here, there = start(**sections), start(flush_interval_s=5 if mirrored else 0.05, **sections)
+        sections: dict[str, Any] = {"redis": {"url": redis.url, "timeout_s": 10}} if redis else {}
+        here, there = start(**sections), start(flush_interval_s=0.05, **sections)
+        if mirrored:  # the text has to come from Redis: the database has none
+            monkeypatch.setattr(there.resources.runner, "flush", not_yet)
         provider.next(HANGING)
         session_id = await begin(there)
         path, at_once = f"/api/sessions/{session_id}/turns/t1/events", {"wait_s": 0}
         async with httpx.AsyncClient(base_url=here.url, timeout=WAIT_S) as http:
-            await asyncio.to_thread(provider.wait_requests, 1)
-            await asyncio.sleep(1)
             accept = {"accept": "application/json"}
+            async with asyncio.timeout(WAIT_S):
+                while not (await http.get(path, params=at_once, headers=accept)).json()["items"]:
+                    await asyncio.sleep(0.05)
             for _ in range(2):
                 body = (await http.get(path, params=at_once, headers=accept)).json()
                 assert (text_of(body["items"]), body["next"], body["ended"]) == ("so far", 1, False)

@@ -27,6 +27,7 @@ from app.server import listen
 from tests.conftest import CORE_KEY, SECRET, Rows
 from tests.support.chat import Command, connect, new_pair
 from tests.support.provider import Provider
+from tests.support.servers import port_of_ones_own
 from tests.support.service import Service, ServiceProcess, running
 
 WAIT_S = 20.0
@@ -77,13 +78,12 @@ async def core_with(
     chaos: str = "",
     store: Store | None = None,
     sign_with: str | None = SECRET,
-    patience_s: float = WAIT_S,
     **receiver: str,
 ) -> AsyncIterator[At]:
     core = CoreServer(Receiver(**receiver), Chaos(chaos, 7), Ledger(), store)
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with serving(core.application(), listener), httpx.AsyncClient(base_url=url, timeout=patience_s) as http:
+    async with serving(core.application(), listener), httpx.AsyncClient(base_url=url, timeout=WAIT_S) as http:
         yield At(core, http, sign_with)
 
 
@@ -200,8 +200,18 @@ def test_of_a_submission_the_highest_revision_is_counted() -> None:
     ],
 )
 async def test_each_word_does_what_it_says(chaos: str, outcome: str, stored: bool) -> None:
-    async with core_with(chaos, patience_s=0.5 if outcome == "timeout" else WAIT_S) as at:
-        said = await at.send()
+    async with core_with(chaos) as at:
+        sending = asyncio.create_task(at.send())
+        if outcome == "timeout":
+            async with asyncio.timeout(WAIT_S):
+                while not at["posts"]:
+                    await asyncio.sleep(0.01)
+            done, _ = await asyncio.wait({sending}, timeout=0.5)  # from when Core has the POST
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            said = "answered" if done else "timeout"
+        else:
+            said = await sending
         assert (said, bool(at.taken)) == (outcome, stored)
         assert at["posts"] == 1
         assert sum(at["faults"].values()) == (chaos not in {"", "up"})
@@ -322,7 +332,7 @@ async def test_what_cannot_be_stored_is_not_taken(file: Path) -> None:
 
 
 def status_of(core: ServiceProcess) -> dict[str, Any]:
-    with urllib.request.urlopen(core.url, timeout=5) as answer:
+    with urllib.request.urlopen(core.url, timeout=WAIT_S) as answer:
         found: dict[str, Any] = json.loads(answer.read())
     return found
 
@@ -362,19 +372,21 @@ def test_what_it_cannot_use_is_said_with_what_to_do(file: Path) -> None:
 
 async def test_killed_and_started_again_it_has_all_that_it_had_answered_for(file: Path) -> None:
     env = {"TURNSTONE_CALLBACKS__SIGNING_SECRET": SECRET}
-    port, sent = "0", set()
-    for seq in range(1, 4):
-        with running(command("--store", str(file), "--port", port, **env)) as core:
-            port = str(address_of(core).port)
-            async with httpx.AsyncClient(base_url=core.url) as http:
-                for session in range(5):
-                    assert (await post(http, event(session, seq))).status_code == 200
-                    sent.add((str(session), seq))
-            core.kill()
-    with running(command("--store", str(file), "--port", port, **env)) as core:
-        status = status_of(address_of(core))
-        assert (status["taken"], status["out_of_order"], status["missing"]) == (15, 0, 0)
-        assert core.stop() == 0
+    sent = set()
+    with port_of_ones_own() as port:
+        arguments = ("--store", str(file), "--port", str(port))
+        for seq in range(1, 4):
+            with running(command(*arguments, **env)) as core:
+                address_of(core)
+                async with httpx.AsyncClient(base_url=core.url, timeout=WAIT_S) as http:
+                    for session in range(5):
+                        assert (await post(http, event(session, seq))).status_code == 200
+                        sent.add((str(session), seq))
+                core.kill()
+        with running(command(*arguments, **env)) as core:
+            status = status_of(address_of(core))
+            assert (status["taken"], status["out_of_order"], status["missing"]) == (15, 0, 0)
+            assert core.stop() == 0
     bodies = [json.loads(line)["body"] for line in file.read_text().splitlines()]
     assert {(body["session_id"], body["callback_seq"]) for body in bodies} == sent
 
@@ -398,7 +410,7 @@ async def test_what_core_has_acknowledged_and_lost_comes_back_by_the_feed(
         assert status["bad_signatures"] == 0
         assert 0 < status["taken"] < 16
         assert status["taken"] + status["faults"]["lost-event"] == 16
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=WAIT_S) as http:
             pushed = (await http.get(f"{core.url}/events")).json()["items"]
             fed = (await http.get(f"{service.url}/api/callbacks/events")).json()["items"]
     table = {item["headers"]["webhook-id"]: item["body"] for item in pushed}

@@ -15,6 +15,7 @@ It reads and answers as `app.fake_core` does; there chance decides, here each te
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +31,13 @@ Predicate = Callable[[list["Delivery"]], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(of_core.Answer):
-    """How Core answers one POST. ``times``: how many POSTs get it when it stands in a queue."""
+    """How Core answers one POST. ``times``: how many POSTs get it when it stands in a queue.
+
+    ``after``: it is given once this is set, so that what has to come before does, however long it takes.
+    """
 
     times: int = 1
+    after: threading.Event | None = None
 
 
 class FakeCore(AppThread):
@@ -124,7 +129,10 @@ class FakeCore(AppThread):
         delivery = await self._receiver.read(request)
         self.deliveries.add(delivery)
         try:
-            return await give(request, delivery, self._choose(delivery))
+            answer = self._choose(delivery)
+            while answer.after is not None and not answer.after.is_set():
+                await asyncio.sleep(0.01)
+            return await give(request, delivery, answer)
         finally:
             self.deliveries.changed()
 

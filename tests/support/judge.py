@@ -16,6 +16,7 @@ import asyncio
 import json
 import math
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +34,17 @@ _FENCED = re.compile(r"⟦([0-9a-f]{16})\n(.*?)\n\1⟧", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeReply:
-    """How one call is answered. ``content``: in the place of a judgement; ``body``: in the place of everything."""
+    """How one call is answered. ``content``: in the place of a judgement; ``body``: in the place of everything.
+
+    ``after``: it is answered once this is set, so that what has to come before does, however long it takes.
+    """
 
     status: int = 200
     headers: Sequence[tuple[str, str]] = ()
     content: str | None = None
     body: str | None = None
     delay_s: float = 0.0
+    after: threading.Event | None = None
     action: Literal["answer", "hang", "close"] = "answer"
     usage: Mapping[str, int] | None = field(
         default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
@@ -114,6 +119,8 @@ class ScriptedJudge(AppThread):
         if reply.action == "hang":
             await asyncio.sleep(math.inf)
         await asyncio.sleep(reply.delay_s)
+        while reply.after is not None and not reply.after.is_set():
+            await asyncio.sleep(0.01)
         if reply.action == "close" and request.transport is not None:
             request.transport.close()
         if reply.status != 200:

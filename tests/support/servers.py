@@ -1,11 +1,13 @@
 """Runs an aiohttp application on a thread of its own, so that a busy test loop does not disturb it.
 
-``AppThread`` is the server, ``Journal`` the list it writes and a test reads and waits for.
+``AppThread`` is the server, ``Journal`` the list it writes and a test reads and waits for. ``port_of_ones_own`` is for
+servers that are processes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -72,6 +74,18 @@ class Journal(Generic[T]):
 
     def __getitem__(self, index: int) -> T:
         return self._items[index]
+
+
+@contextlib.contextmanager
+def port_of_ones_own() -> Iterator[int]:
+    """A port for processes that listen there one after the other; meanwhile no connection of others gets it.
+
+    It is bound here and nobody listens, so whoever sets SO_REUSEADDR, as servers do, can still take it.
+    """
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        yield int(kept.getsockname()[1])
 
 
 class AppThread:

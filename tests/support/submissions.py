@@ -40,7 +40,8 @@ def put_problem(rows: Rows, spec_id: int = SPEC, **changes: Any) -> None:
 
 
 def judge_settings(judge: ScriptedJudge, **more: Any) -> dict[str, Any]:
-    return {"model": "openai:scripted-judge", "base_url": judge.base_url, "api_key": "sk-judge", "timeout_s": 5, **more}
+    known = {"model": "openai:scripted-judge", "base_url": judge.base_url, "api_key": "sk-judge", "timeout_s": 30}
+    return {**known, **more}
 
 
 def hand_in(http: httpx.Client, number: int, code: str = RIGHT, **pair: int) -> None:
