@@ -44,7 +44,7 @@ from app.infrastructure.runner.bubblewrap.seccomp import seccomp_program
 from app.infrastructure.runner.bubblewrap.toolchains import main_class
 from app.infrastructure.runner.bubblewrap.waiting import Waiting
 from app.infrastructure.runner.opening import open_runner
-from tests.support.chat import Command, environment
+from tests.support.chat import Command, environment, wait_until
 from tests.support.service import running
 
 ROOT = Path(__file__).parents[1]

@@ -7,6 +7,8 @@ import contextlib
 import gzip
 import socket
 import ssl
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -254,6 +256,39 @@ async def test_silence_counts_from_the_last_byte(peer: Peer, client: Callable[..
         if len(answer.body) == 30:
             break
     assert answer.body == b"a" * 30
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_what_came_while_this_process_stood_still_was_no_silence(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    class StandsStill(Taken):
+        def data(self, data: bytes) -> bool:
+            has_enough = super().data(data)
+            if self.reads == 1:
+                time.sleep(0.8)  # longer than silence may last; the rest is here before it is over
+            return has_enough
+
+    def serve(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(CHUNKED + b"1\r\na\r\n")
+            time.sleep(0.1)
+            connection.sendall(b"1\r\nb\r\n")
+            over.wait(WAIT_S)
+
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening, asyncio.Runner(loop_factory=new_loop) as runner:
+        server = threading.Thread(target=serve, args=(listening,))
+        server.start()
+        http = StreamingHttp(f"http://127.0.0.1:{listening.getsockname()[1]}/", {}, timeout_s=0.4)
+        answer = StandsStill(b"b")
+        assert runner.run(post(http, answer)) is True
+        over.set()
+        runner.run(http.aclose())
+        server.join()
+    assert answer.body == b"ab"
 
 
 async def test_connections_are_used_again_where_the_server_lets_them(

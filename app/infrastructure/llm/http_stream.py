@@ -14,6 +14,7 @@ import ssl
 import zlib
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from functools import partial
 from typing import Protocol, cast
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +28,7 @@ _IDLE_S = 15.0
 """How long a connection is kept for the next request; servers close theirs after some time too, and mostly later."""
 _DRAIN_S = 1.0
 """How long the rest of an answer may take of which nobody needs more, so that its connection can be kept."""
+_READ_FIRST_S = 0.01
 _LONGEST_HEAD = 65_536
 _GZIP_OR_ZLIB = 47
 """zlib's window bits for either format, told apart by their first bytes."""
@@ -371,10 +373,13 @@ class _Connection(asyncio.Protocol):
         if self._over is not None and not self._over.done():
             self._over.set_result(enough)
 
-    def _check_silence(self) -> None:
+    def _check_silence(self, *, is_sure: bool = False) -> None:
         left = self._heard_at + self._timeout_s - self._loop.time()
         if left > 0:
             self._set_timer(left, self._check_silence)
+        elif not is_sure:
+            # A process that stood still hears of the time first, and then of what came meanwhile.
+            self._set_timer(_READ_FIRST_S, partial(self._check_silence, is_sure=True))
         else:
             self._end(SilenceError("silence"))
 

@@ -25,6 +25,8 @@ from app.infrastructure.runner.bubblewrap.toolchains import PROGRAM, Language
 _ITS_OWN = ("/", "/tmp")  # noqa: S108  # a sandbox has these itself, also where a service is at home there
 _MOST_KILL_MS = 5000.0
 """On an idle machine it takes tens; this is of a program that does not die."""
+_TRIES = 3
+"""Of what a machine that stands still spoils."""
 
 _LOOKS = """
 import json, os, socket, sys
@@ -136,6 +138,10 @@ async def try_isolation(run: Run, languages: Mapping[str, Language]) -> None:
         _try(run, language, _GROWS, b"", Limits(cpu_s=10, wall_s=30, memory_mb=64)),
         _try(run, language, _FORKS, b"", Limits(cpu_s=5, wall_s=20, memory_mb=256, processes=16)),
     )
+    for _ in range(_TRIES - 1):
+        if stays["left"] or (stays["reason"] != "busy" and stays["late_ms"] <= _MOST_KILL_MS):
+            break
+        stays = await _try(run, language, _STAYS, b"", short)  # the machine stood still, which is no leak
     if stays["reason"] not in {"cpu", "wall"}:
         raise _refused("CPU time", f"is not held ({stays['reason']})")
     if stays["late_ms"] > _MOST_KILL_MS or stays["left"]:
