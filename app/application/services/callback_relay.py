@@ -36,7 +36,6 @@ _LOOK_AROUND_S = 1.0
 _LOOK_AGAIN_S = 0.05
 """The shortest pause between two looks, for lanes that are due and that nobody can claim at this moment."""
 _TIDY_EVERY_S = 2.0
-_LAST_LOOK_S = 1.0
 _EVENTS_PER_CLAIM = 10
 _CLAIM_S = 1.0
 """Events sent, and time after which no further one is begun, before the results are written down.
@@ -86,10 +85,7 @@ class CallbackRelay:
                 task.cancel()
 
     async def run(self) -> None:
-        """Deliver until cancelled, and then what was committed last, such as the ends of turns that were interrupted.
-
-        POSTs under way are waited for, so that their outcome is written.
-        """
+        """Deliver until cancelled. POSTs under way are waited for, so that their outcome is written."""
         if self._settings.url is None:
             return
         self._stopping = False
@@ -97,7 +93,6 @@ class CallbackRelay:
         try:
             await self._loop(sender)
         finally:
-            await self._look_once_more(sender)
             self._stopping = True
             if self._lanes:
                 await asyncio.wait(self._lanes, timeout=self._patience_s)
@@ -106,14 +101,6 @@ class CallbackRelay:
                 task.cancel()  # the database is away: what these lanes have sent will be sent again
             await asyncio.gather(*lanes, return_exceptions=True)
             await sender.close()
-
-    async def _look_once_more(self, sender: WebhookSender) -> None:
-        """A moment for what nobody has claimed yet; what does not get through in it waits for the next process."""
-        with suppress(TimeoutError, *DATABASE_DOWN):
-            async with asyncio.timeout(min(_LAST_LOOK_S, self._patience_s)):
-                await self._claim_and_start(sender)
-                while self._lanes:
-                    await asyncio.wait(self._lanes)
 
     async def _loop(self, sender: WebhookSender) -> None:
         tidy_at = 0.0
