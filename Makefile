@@ -33,7 +33,7 @@ doctor: $(READY) ## check what the service needs
 	@$(BIN)/turnstone doctor
 
 test: $(TOOLS) ## run the suite (browser tests are skipped where there is no Chromium)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=10 -m "not slow"
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --durations=10 -m "not slow"
 
 test-slow: $(TOOLS) ## run what takes long besides: kills, outages, deployments, the small model as a judge
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=10 -m slow

@@ -173,10 +173,12 @@ async def _one_of_each(
     client: ChatClient, falls_silent: ChatClient, provider: Provider
 ) -> dict[tuple[str, bool, bool], dict[str, Any]]:
     seen: list[dict[str, Any]] = []
-    turn = await client.ask("finish", "t1", **(pair := new_pair()))
-    seen += turn.frames
-    await client.send(type="resume", session_id=turn.started["session_id"], turn_id="t1", after_seq=0)
-    seen += (await client.turn()).frames
+    while not any("first_seq" in frame for frame in seen):  # pieces that come in one read are one delta, and no several
+        provider.next(Script(pieces=("one ", "and ", "another"), piece_delay_s=0.05))
+        turn = await client.ask("finish", "t1", **(pair := new_pair()))
+        seen += turn.frames
+        await client.send(type="resume", session_id=turn.started["session_id"], turn_id="t1", after_seq=0)
+        seen += (await client.turn()).frames
     provider.next(Script(ending="hang", ending_at=1), Script(ending="hang", ending_at=1))
     await client.send(message="stop me", turn_id="t2", **pair)
     seen.append(await client.until("delta"))  # one alone, however slow the machine is

@@ -189,7 +189,7 @@ async def test_patterns_that_cannot_be_used_are_named_before_anything_runs(datab
         {"id": "no-such", "language": "python", "message": "", "rule": {"kind": "no_such_kind"}},
     ]
     problem = Problem.parse({**SUM, "patterns": patterns})
-    with pytest.raises(TurnstoneError, match=r"patterns\[2\]") as raised:
+    with pytest.raises(TurnstoneError, match=r"patterns\[1\]") as raised:
         await problem_service.ProblemService(None).put(1, problem)
     assert raised.value.code is ErrorCode.INVALID_FRAME
 
