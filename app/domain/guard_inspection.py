@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from app.domain.guard_classifier import guard_classifier
+from app.domain.guard_classifier import GuardClassifier, guard_classifier
 from app.domain.guard_topics import topics_of
-from app.domain.guarding import ATTACKS, GuardLabel, attacks_of
+from app.domain.guarding import ATTACKS, GuardLabel, accusations
 from app.domain.normalising import plain
 
 PIECE, OVERLAP = 1_200, 300
@@ -73,9 +73,21 @@ def _inspect(piece: str) -> Inspection:
     classifier = guard_classifier()
     suspicion = classifier.judge(piece)
     seen = plain(piece)
-    by_rule = attacks_of(seen) | topics_of(seen)
+    by_rule = _attacks_of(seen, classifier) | topics_of(seen)
     kind = None if suspicion.label is None else GuardLabel(suspicion.label)
     return Inspection(by_rule, suspicion.score - classifier.threshold, kind, piece)
+
+
+def _attacks_of(seen: str, classifier: GuardClassifier) -> frozenset[GuardLabel]:
+    """What the rules find, but where the classifier has no doubt that the sentence is innocent.
+
+    "The robot has to print its original instructions again" is an exercise; a rule cannot tell.
+    """
+    found: set[GuardLabel] = set()
+    for label, sentence in dict.fromkeys(accusations(seen)):
+        if label not in found and classifier.judge(sentence).score >= classifier.threshold + GREY_FROM:
+            found.add(label)
+    return frozenset(found)
 
 
 def _more_of(before: Inspection | None, piece: Inspection) -> Inspection:

@@ -8,6 +8,7 @@ and an object that only make sense together.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 
 from app.domain.normalising import plain
@@ -68,15 +69,25 @@ _NEEDED = {
 }
 """One of these is in all that a rule finds: to look for them first takes a tenth of the time."""
 
+_SENTENCES = re.compile(r"[.!?。]\s|\n")
+_AROUND = 100
+
 
 def labels_of(message: str) -> frozenset[GuardLabel]:
     """Labels by these rules, after NFKC and without what cannot be seen; tens of milliseconds for 32,000 characters."""
-    return attacks_of(plain(message))
+    return frozenset(label for label, _ in accusations(plain(message)))
 
 
-def attacks_of(seen: str) -> frozenset[GuardLabel]:
-    """As `labels_of`, of a text that `plain` has made."""
+def accusations(seen: str) -> Iterator[tuple[GuardLabel, str]]:
+    """Each place of a text that `plain` has made which a rule is for: the label, and the sentence that it stands in."""
     lower = seen.lower()
-    return frozenset(
-        label for label, rule in _RULES.items() if any(word in lower for word in _NEEDED[label]) and rule.search(seen)
-    )
+    for label, rule in _RULES.items():
+        if any(word in lower for word in _NEEDED[label]):
+            for found in rule.finditer(seen):
+                yield label, _sentence(seen, found.start(), found.end())
+
+
+def _sentence(text: str, start: int, end: int) -> str:
+    """What stands around a place up to the next full stop on either side, or as far as a long sentence goes."""
+    before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
+    return _SENTENCES.split(before)[-1] + text[start:end] + _SENTENCES.split(after)[0]
