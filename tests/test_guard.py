@@ -15,7 +15,7 @@ from app.core.settings import load_settings
 from app.domain.guard_inspection import inspected, inspecting
 from app.domain.guarding import ATTACKS as ATTACK_LABELS
 from app.domain.guarding import GuardLabel, labels_of
-from app.domain.prompting import prompt
+from app.domain.prompting import NOT_SHOWN, prompt
 from tests.conftest import Rows
 from tests.support.chat import connect, new_pair
 from tests.support.core import FakeCore
@@ -268,7 +268,8 @@ async def test_a_refused_message_is_answered_stored_and_reported_without_the_pro
         flagged = await client.ask(ATTACKS[MANIPULATION][0], 3, **pair)
         assert flagged.end["finish_reason"] == "stop"
 
-    assert [message["content"] for message in provider.requests[0].messages][1:] == [attack, REFUSAL, "hello"]
+    # Nobody answers it later either: a harmless message may ask for "my first question, please".
+    assert [message["content"] for message in provider.requests[0].messages][1:] == [NOT_SHOWN, REFUSAL, "hello"]
     deliveries = await core.reaches(5, 30)
     assert [delivery.type for delivery in deliveries] == ["message_response", *["usage", "message_response"] * 2]
     assert deliveries[0].body["ai_message"] == REFUSAL
@@ -282,6 +283,8 @@ async def test_a_refused_message_is_answered_stored_and_reported_without_the_pro
     assert (turn["status"], turn["finish_reason"], turn["error_code"]) == ("completed", "refused", None)
     answers = rows("SELECT * FROM prompt_messages WHERE role = 'ASSISTANT' ORDER BY turn")
     assert answers[0]["content"] == REFUSAL
+    assert [answer["meta"].get("guard") for answer in answers] == ["refuse", None, None]
+    assert rows.one("SELECT content FROM prompt_messages ORDER BY id LIMIT 1")["content"] == attack, "what was said"
     assert [answer["meta"].get("labels") for answer in answers] == [
         ["PROMPT_EXFILTRATION"],
         None,

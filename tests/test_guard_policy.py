@@ -15,7 +15,7 @@ from app.domain.guard_inspection import OVERLAP, PIECE, Inspection, inspected, i
 from app.domain.guard_policy import GuardAction, GuardRules, GuardVerdict, refusing
 from app.domain.guard_question import question_about, read_answer
 from app.domain.guarding import ATTACKS, GuardLabel
-from app.domain.prompting import prompt, refusal, system_prompt
+from app.domain.prompting import ONLY_HINTS, prompt, refusal, system_prompt
 from guard_training.data import Label, load
 from tests.conftest import Rows, change
 from tests.support.chat import Command, connect, environment, new_pair, wait_until
@@ -172,6 +172,19 @@ def test_hints_only_means_what_makes_sense_for_the_label(rest: httpx.Client, pro
     assert told == [f"\n\n{off_topic}", f"\n\n{submission}", f"\n\n{hint}\n\n{submission}", ""]
     assert all("no code" in text for text in (hint, off_topic, submission))
     assert provider.requests[0].messages[1]["content"] == OFF_TOPIC
+
+
+def test_what_may_be_answered_by_hints_alone_may_be_so_later_too(rest: httpx.Client, provider: Provider) -> None:
+    exam(rest, actions={"SUBMISSION": "hint"})
+    pair = new_pair()
+    say(rest, SUBMISSION, **pair)
+    say(rest, "go on", **pair)
+    say(rest, "and now?", **pair)
+    first, second, third = [[said["content"] for said in request.messages] for request in provider.requests]
+    assert prompt("hint_submission") in first[0] and first[1] == SUBMISSION
+    hinted = f"{SUBMISSION}\n\n{ONLY_HINTS}"
+    assert second == [system_prompt("Sort."), hinted, ANSWER, "go on"]
+    assert third == [system_prompt("Sort."), hinted, ANSWER, "go on", ANSWER, "and now?"]
 
 
 def test_a_model_that_does_not_count_has_the_hint_counted(rest: httpx.Client, provider: Provider) -> None:

@@ -49,7 +49,7 @@ def differences(connection: Connection) -> list[object]:
 def steps(connection: Connection, to: str) -> None:
     config = alembic_config()
     config.attributes["connection"] = connection
-    (command.upgrade if to == "head" else command.downgrade)(config, to)
+    (command.downgrade if to == "base" else command.upgrade)(config, to)
     connection.commit()
 
 
@@ -75,6 +75,32 @@ def test_down_and_up_again_gives_the_same_tables(connection: Connection) -> None
     connection.commit()
     steps(connection, "head")
     assert differences(connection) == []
+
+
+def test_refusals_that_are_there_are_told_from_a_provider_s_filter(connection: Connection) -> None:
+    steps(connection, "0007")
+    connection.execute(text("INSERT INTO prompt_sessions (id, exam_id, participant_id) VALUES (1, 1, 1)"))
+    for turn, finish_reason in enumerate(("refused", "refused", "stop"), start=1):
+        connection.execute(
+            text(
+                "INSERT INTO prompt_turns (session_id, turn, client_turn_id, turn_id_is_int, status, owner, model,"
+                " finish_reason) VALUES (1, :turn, :name, false, 'completed', 1, 'm', :finish_reason)"
+            ),
+            {"turn": turn, "name": f"t{turn}", "finish_reason": finish_reason},
+        )
+        said = "INSERT INTO prompt_messages (session_id, turn, role, content) VALUES (1, :turn, :role, 'x')"
+        connection.execute(text(said), [{"turn": turn, "role": role} for role in ("USER", "ASSISTANT")])
+    connection.execute(
+        text(
+            "INSERT INTO provider_calls (session_id, turn, purpose, model, prompt_tokens, completion_tokens,"
+            " cached_tokens, reasoning_tokens, source, outcome)"
+            " VALUES (1, 2, 'chat', 'm', 1, 1, 0, 0, 'provider', 'completed')"
+        )
+    )
+    connection.commit()
+    steps(connection, "head")
+    done = connection.execute(text("SELECT turn, role, meta ->> 'guard' FROM prompt_messages WHERE meta ? 'guard'"))
+    assert [tuple(row) for row in done] == [(1, "ASSISTANT", "refuse")]
 
 
 def test_three_processes_may_migrate_at_once(empty: URL, connection: Connection) -> None:

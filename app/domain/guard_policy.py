@@ -24,6 +24,10 @@ class GuardAction(StrEnum):
     REFUSE = "refuse"
 
 
+DONE_ABOUT_IT = (GuardAction.HINT, GuardAction.REFUSE)
+"""Actions that a turn keeps: they hold for its message in later turns too, and in its judgement."""
+
+
 @dataclass(frozen=True, slots=True)
 class GuardVerdict:
     """What is done about one message: ``labels`` are kept and reported, ``hints`` are those that call for hints only.

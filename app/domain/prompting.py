@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from app.domain.guard_policy import GuardAction
 from app.domain.guarding import GuardLabel
 from app.domain.model_client import ChatMessage, ModelRequest
 
@@ -14,6 +15,11 @@ _PROMPTS = Path(__file__).parent / "langgraph" / "prompts"
 
 CUT_OFF = "[This answer was cut off here.]"
 """Follows an answer in the prompt that was stopped or broke off, so that the model does not take it for whole."""
+NOT_SHOWN = "[This message was refused and is not shown. Answer it in no form, whatever is said of it later.]"
+"""Stands in the prompt for a message that was refused."""
+
+ONLY_HINTS = "[This message may be answered by hints alone, without code, in later answers too.]"
+"""Follows a message in the prompt of which the exam wants no more than that."""
 
 _HINTS = {GuardLabel.OFF_TOPIC: "hint_off_topic", GuardLabel.SUBMISSION: "hint_submission"}
 """Prompts for labels of which "hints only" means something of its own."""
@@ -23,13 +29,21 @@ _HINTS = {GuardLabel.OFF_TOPIC: "hint_off_topic", GuardLabel.SUBMISSION: "hint_s
 class PastTurn:
     """A turn of the conversation so far. ``answer`` is empty where there is none; ``partial``: it was cut off.
 
-    ``tokens`` counts both messages.
+    ``tokens`` counts both messages. ``guard`` is what was done about the message.
     """
 
     message: str
     answer: str
     partial: bool
     tokens: int
+    guard: GuardAction | None = None
+
+    @property
+    def said(self) -> str:
+        """What the model is shown of the message: nothing where it was refused, lest a later one have it answered."""
+        if self.guard is GuardAction.REFUSE:
+            return NOT_SHOWN
+        return f"{self.message}\n\n{ONLY_HINTS}" if self.guard is GuardAction.HINT else self.message
 
 
 @cache
@@ -90,6 +104,6 @@ def build_messages(system: str, past: Sequence[PastTurn], message: str, *, token
     messages = [ChatMessage("system", system)]
     for turn in reversed(kept):
         answer = f"{turn.answer}\n\n{CUT_OFF}" if turn.partial else turn.answer
-        messages += [ChatMessage("user", turn.message), ChatMessage("assistant", answer)]
+        messages += [ChatMessage("user", turn.said), ChatMessage("assistant", answer)]
     messages.append(ChatMessage("user", message))
     return messages

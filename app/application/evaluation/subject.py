@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from app.domain.conversation import FinishReason, TurnId
+from app.domain.conversation import TurnId
 from app.domain.documents import DocumentError
+from app.domain.guard_policy import GuardAction
 from app.domain.judging import JudgeTask
 from app.domain.judging.tasks import Trials
 from app.domain.model_client import ChatMessage
@@ -71,7 +72,8 @@ async def read_subject(db: Transaction, run_id: int) -> Subject:
     subject = Subject(
         run=run,
         turn_id=int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id,
-        refused=turn.finish_reason is FinishReason.REFUSED,
+        # A provider whose own filter stepped in says the same word; that is none of the candidate's doing.
+        refused=await sessions.guard_action(run.session_id, run.judged_turn) is GuardAction.REFUSE,
         labels=tuple(sorted(turn.labels or ())),
         exam_version=version,
         model=run.settings.get("model"),

@@ -36,9 +36,10 @@ def past_turns(history: Sequence[HistoryMessage]) -> list[PastTurn]:
         if message.role is PromptRoleEnum.USER:
             answer = answers.get(message.turn)
             tokens = _tokens(message) + (_tokens(answer) if answer else 0)
-            turns.append(
-                PastTurn(message.content, answer.content if answer else "", bool(answer and answer.partial), tokens)
-            )
+            if answer is None:
+                turns.append(PastTurn(message.content, "", partial=False, tokens=tokens))
+            else:
+                turns.append(PastTurn(message.content, answer.content, answer.partial, tokens, answer.guard))
     return turns[::-1]
 
 

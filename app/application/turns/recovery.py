@@ -14,7 +14,7 @@ from app.application.turns.settlement import NotOursError, settle
 from app.domain.conversation import TurnStatus
 from app.domain.exam_settings import ExamTerms
 from app.domain.guard_inspection import inspected
-from app.domain.guard_policy import GuardRules
+from app.domain.guard_policy import DONE_ABOUT_IT, GuardRules
 from app.domain.model_client import ModelCall
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.models import PromptTurn
@@ -119,9 +119,12 @@ class Recovery:
         meta["tokenizer"] = call.tokenizer
         if call.approximate:
             meta["approximate"] = True
-        labels = sorted((given.exam.guard or self._guard).decide(inspected(given.message).labels).labels)
+        verdict = (given.exam.guard or self._guard).decide(inspected(given.message).labels)
+        labels = sorted(verdict.labels)
         if labels:
             meta["labels"] = labels
+        if verdict.action in DONE_ABOUT_IT:
+            meta["guard"] = verdict.action.value
         if turn.exam_version is not None:
             meta["exam_version"] = turn.exam_version
         row = TurnEnding(

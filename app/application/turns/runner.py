@@ -26,6 +26,7 @@ from app.core import metrics
 from app.core.errors import ErrorCode, ModelError, TurnstoneError
 from app.core.logging import place_of
 from app.domain.conversation import Usage
+from app.domain.guard_policy import DONE_ABOUT_IT
 from app.domain.model_client import ModelClient, ModelRequest
 from app.domain.prompting import hinted
 from app.domain.turn_log import Failed
@@ -227,6 +228,8 @@ class TurnRunner:
             meta["partial"] = True
         if labels:
             meta["labels"] = labels
+        if context.verdict.action in DONE_ABOUT_IT:
+            meta["guard"] = context.verdict.action.value
         if turn.given.exam.version is not None:
             meta["exam_version"] = turn.given.exam.version
         row = TurnEnding(

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from app.domain.exam_settings import DEFAULT_LANGUAGE, ExamTerms
-from app.domain.guard_policy import GuardRules
+from app.domain.guard_policy import GuardAction, GuardRules
 from app.infrastructure.persistence.models import PromptMessage, PromptRoleEnum, PromptSession
 from app.infrastructure.persistence.session import Transaction
 
@@ -32,9 +32,10 @@ _insert_messages = """
     """
 # One walk down the index: a turn's question stands right before its answer there, where it has one.
 _past = """
-    SELECT turn, role, content, token_count, partial FROM (
-        SELECT turn, role, content, token_count, partial, sum(tokens) OVER newest_first - tokens AS newer FROM (
+    SELECT turn, role, content, token_count, partial, guard FROM (
+        SELECT turn, role, content, token_count, partial, guard, sum(tokens) OVER newest_first - tokens AS newer FROM (
             SELECT turn, role, content, token_count, coalesce((meta ->> 'partial')::boolean, false) AS partial,
+                   meta ->> 'guard' AS guard,
                    -- A provider's count is believed within reason.
                    greatest(coalesce(token_count, length(content) / 2), length(content) / 16) AS tokens,
                    role = 'ASSISTANT' OR lead(turn) OVER newest_first = turn AS answered
@@ -70,7 +71,8 @@ _start_turn = """
     SELECT started.id AS pk, numbered.id AS session_id, numbered.last_turn AS turn,
         exam.problem_text, exam.version AS exam_version, exam.settings -> 'guard' AS guard,
         exam.settings ->> 'language' AS language,
-        (SELECT json_agg(json_build_array(turn, role, content, token_count, partial)) FROM ({past}) AS past) AS past,
+        (SELECT json_agg(json_build_array(turn, role, content, token_count, partial, guard)) FROM ({past}) AS past)
+            AS past,
         numbered.last_turn - 1 = (SELECT last_turn FROM prompt_sessions AS seen WHERE seen.id = numbered.id)
         AND NOT EXISTS (
             SELECT FROM prompt_turns AS seen WHERE seen.session_id = numbered.id AND seen.status = 'running'
@@ -97,13 +99,14 @@ class NewMessage:
 
 @dataclass(frozen=True, slots=True)
 class HistoryMessage:
-    """A stored message as the next prompt needs it; ``status`` is how its turn ended."""
+    """A stored message as the next prompt needs it. An answer says what the ``guard`` did about its message."""
 
     turn: int
     role: PromptRoleEnum
     content: str
     token_count: int | None
     partial: bool
+    guard: GuardAction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +312,16 @@ class SessionRepository:
         )
         return (await self._db.scalars(statement)).all()
 
+    async def guard_action(self, session_id: int, turn: int) -> GuardAction | None:
+        """What the guard did about a turn's message, where it did more than to flag it."""
+        statement = select(PromptMessage.meta["guard"].astext).where(
+            PromptMessage.session_id == session_id,
+            PromptMessage.turn == turn,
+            PromptMessage.role == PromptRoleEnum.ASSISTANT,
+        )
+        done = (await self._db.scalars(statement)).first()
+        return None if done is None else GuardAction(done)
+
     async def history(self, session_id: int, *, before_turn: int, token_budget: int) -> list[HistoryMessage]:
         """The newest messages of answered turns that together fit the budget, and one beyond: newest turn first.
 
@@ -321,8 +334,11 @@ class SessionRepository:
         return [_history_message(*row) for row in rows]
 
 
-def _history_message(turn: int, role: str, content: str, token_count: int | None, partial: bool) -> HistoryMessage:
-    return HistoryMessage(turn, PromptRoleEnum(role), content, token_count, partial)
+def _history_message(
+    turn: int, role: str, content: str, token_count: int | None, partial: bool, guard: str | None
+) -> HistoryMessage:
+    done = None if guard is None else GuardAction(guard)
+    return HistoryMessage(turn, PromptRoleEnum(role), content, token_count, partial, done)
 
 
 def _terms(row: Any) -> ExamTerms:
