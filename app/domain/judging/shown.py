@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -27,6 +27,15 @@ _CHAT_TOKENS = re.compile(
     re.IGNORECASE,
 )
 _VISIBLE_FORM = str.maketrans("<>|[]{}%$", "‹›¦⁅⁆❴❵٪﹩")
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""What Unicode calls ignorable by default, fillers of Hangul among it, and Braille's empty cell.
+
+None is shown, and each would keep two letters of a word apart: for the word rules, and where it is a mark also for
+NFKC. Real letters of Hangul are none of these.
+"""
 _MARKS = {"Mn", "Me"}
 _DROPPED = {"Cf", "Cc", "Co", "Cn"}
 _KEPT_CONTROLS = "\n\t"
@@ -91,16 +100,24 @@ def shown(text: str) -> ShownText:
     pieces: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
+    places = _seen_places(text)
+    text = _UNSEEN.sub("", text)
     for start, end in _clusters(text):
         piece = _seen(text[start:end])
         pieces.append(piece)
-        starts += [start] * len(piece)
-        ends += [end] * len(piece)
+        starts += [places[start]] * len(piece)
+        ends += [places[end - 1] + 1] * len(piece)
     plain = "".join(pieces)
     # One for one, so that every index stays where it is.
     plain = plain.replace(OPEN, "[").replace(CLOSE, "]")
     plain = _CHAT_TOKENS.sub(lambda found: found.group().translate(_VISIBLE_FORM), plain)
     return ShownText(plain, tuple(starts), tuple(ends))
+
+
+def _seen_places(text: str) -> Sequence[int]:
+    """Where in a text each of its characters stands that is not left out."""
+    unseen = {found.start() for found in _UNSEEN.finditer(text)}
+    return [index for index in range(len(text)) if index not in unseen] if unseen else range(len(text))
 
 
 def _clusters(text: str) -> Iterable[tuple[int, int]]:
