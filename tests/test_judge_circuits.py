@@ -54,17 +54,20 @@ def test_one_run_goes_ahead_after_a_pause_and_what_it_finds_counts() -> None:
     assert circuits.to_try() == []
     clock.now += 1.1
     assert circuits.to_try() == ["a"]
-    circuits.go_ahead("a")
+    circuits.go_ahead("a", 7)
     assert (circuits.to_try(), circuits.closed_to()) == ([], ["a"])
     circuits.failed("a", 7, circuits.begin(), AWAY, new=False)
     clock.now += 1.1
     assert circuits.to_try() == [], "the next pause is longer"
     clock.now += 1.0
-    circuits.go_ahead("a")
-    circuits.not_asked("a")
+    circuits.go_ahead("a", 8)
+    circuits.ended(7)
+    assert circuits.to_try() == [], "another one is ahead"
+    circuits.ended(8)
     assert circuits.to_try() == ["a"]
-    circuits.go_ahead("a")
+    circuits.go_ahead("a", 9)
     circuits.answered("a", new=False)
+    circuits.ended(9)
     assert circuits.closed_to() == []
 
 

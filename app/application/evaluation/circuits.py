@@ -26,6 +26,7 @@ class JudgeCircuits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._circuits: dict[str, Circuit] = {}
+        self._ahead: dict[str, int] = {}
 
     def closed_to(self) -> list[str]:
         """Judges whose runs have to wait."""
@@ -40,10 +41,11 @@ class JudgeCircuits:
             if circuit.state is CircuitState.OPEN and not circuit.wait_s(now)
         ]
 
-    def go_ahead(self, model: str) -> None:
-        """One run goes; nobody else until it tells what it found."""
+    def go_ahead(self, model: str, run_id: int) -> None:
+        """This run goes, once its claim is sure; nobody else until it tells what it found, or has `ended`."""
         if model in self.to_try():  # it may have been answered meanwhile
             self._circuits[model].go_ahead(self._clock())
+            self._ahead[model] = run_id
 
     def begin(self) -> float:
         """When a run's try begins, for `failed`."""
@@ -62,7 +64,11 @@ class JudgeCircuits:
         circuit = self._circuits.setdefault(model, Circuit(_PAUSES_S))
         circuit.silent(run_id, begun, self._clock(), new=new, asked_s=error.retry_after_s)
 
-    def not_asked(self, model: str) -> None:
-        """A run has ended, or failed, without asking the judge."""
-        if model in self._circuits:
+    def ended(self, run_id: int) -> None:
+        """A run's try is over, however it went: where it went ahead and told nothing of its judge, another may go.
+
+        A run that ended without asking while another was ahead says nothing of that one.
+        """
+        for model in [model for model, ahead in self._ahead.items() if ahead == run_id]:
+            del self._ahead[model]
             self._circuits[model].turned_back()

@@ -13,7 +13,7 @@ from app.domain.judging.tasks import Trials
 from app.domain.model_client import ChatMessage
 from app.domain.rubric import LANGUAGES, Language, Rubric
 from app.domain.scoring import ScorePolicy
-from app.infrastructure.persistence.models import EvaluationRun, PromptRoleEnum
+from app.infrastructure.persistence.models import EvaluationRun, PromptRoleEnum, PromptTurn
 from app.infrastructure.persistence.session import Transaction
 from app.infrastructure.repositories.document_repository import DocumentRepository
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository
@@ -53,15 +53,18 @@ class Subject:
     fault: str | None = None
 
 
+async def read_outline(db: Transaction, run_id: int) -> Subject:
+    """Read as much as it takes to end a run that cannot be judged; it has no ``task``."""
+    return (await _outline(db, run_id))[0]
+
+
 async def read_subject(db: Transaction, run_id: int) -> Subject:
     """Read what a run is about."""
-    evaluations, sessions, turns = EvaluationRepository(db), SessionRepository(db), TurnRepository(db)
-    run = await evaluations.get_run(run_id)
-    assert run is not None, "it was claimed, and runs are not removed but with their session"
-    turn, session = await evaluations.turn(run.session_id, run.judged_turn), await sessions.get_session(run.session_id)
-    assert turn is not None and session is not None, "a run is recorded with its turn"
-    version = turn.exam_version
-    exams = ExamRepository(db)
+    sessions, turns, exams = SessionRepository(db), TurnRepository(db), ExamRepository(db)
+    subject, turn = await _outline(db, run_id)
+    run, version = subject.run, subject.exam_version
+    session = await sessions.get_session(run.session_id)
+    assert session is not None, "a turn has one"
     exam = await exams.get_version(session.exam_id, version) if version is not None else None
     known = exam or await exams.get(session.exam_id)
     history = await sessions.history(run.session_id, before_turn=run.judged_turn, token_budget=_CONTEXT_TOKENS)
@@ -69,17 +72,6 @@ async def read_subject(db: Transaction, run_id: int) -> Subject:
         ChatMessage("user" if message.role is PromptRoleEnum.USER else "assistant", message.content)
         for message in sorted(history, key=lambda message: (message.turn, message.role is PromptRoleEnum.ASSISTANT))
     ]
-    subject = Subject(
-        run=run,
-        turn_id=int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id,
-        # A provider whose own filter stepped in says the same word; that is none of the candidate's doing.
-        refused=await sessions.guard_action(run.session_id, run.judged_turn) is GuardAction.REFUSE,
-        labels=tuple(sorted(turn.labels or ())),
-        exam_version=version,
-        model=run.settings.get("model"),
-        trials=_trials(run),
-        task=None,
-    )
     try:
         judged_by = await _judged_by(db, run, language=_language(exam.settings if exam is not None else {}))
     except DocumentError as error:
@@ -94,6 +86,26 @@ async def read_subject(db: Transaction, run_id: int) -> Subject:
         earlier=run.judged_turn - 1,
     )
     return replace(subject, task=task)
+
+
+async def _outline(db: Transaction, run_id: int) -> tuple[Subject, PromptTurn]:
+    evaluations = EvaluationRepository(db)
+    run = await evaluations.get_run(run_id)
+    assert run is not None, "it was claimed, and runs are not removed but with their session"
+    turn = await evaluations.turn(run.session_id, run.judged_turn)
+    assert turn is not None, "a run is recorded with its turn"
+    subject = Subject(
+        run=run,
+        turn_id=int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id,
+        # A provider whose own filter stepped in says the same word; that is none of the candidate's doing.
+        refused=await SessionRepository(db).guard_action(run.session_id, run.judged_turn) is GuardAction.REFUSE,
+        labels=tuple(sorted(turn.labels or ())),
+        exam_version=turn.exam_version,
+        model=run.settings.get("model"),
+        trials=_trials(run),
+        task=None,
+    )
+    return subject, turn
 
 
 async def _judged_by(db: Transaction, run: EvaluationRun, *, language: Language) -> JudgeTask:

@@ -19,7 +19,7 @@ import structlog
 from app.application.evaluation.judging import Judges, judge_subject, when_database_is_there
 from app.application.evaluation.outcome import kept_scores, readings, review_reasons, turn_log
 from app.application.evaluation.record import RunNotOursError, end_run
-from app.application.evaluation.subject import Subject, read_subject
+from app.application.evaluation.subject import Subject, read_outline, read_subject
 from app.core.errors import ErrorCode, ModelError, StartupError
 from app.core.logging import place_of
 from app.domain.documents import DocumentError
@@ -139,14 +139,17 @@ class EvaluationRelay:
         if self._pause_s:
             room = 1
         circuits = self._desk.judges.circuits
+        ahead: list[tuple[str, int]] = []
         async with get_db_context() as db:
             runs = EvaluationRuns(db)
             worker, batch = self._worker(), self._batch
             claimed = await runs.claim(worker, room=room, batch=batch, without=circuits.closed_to())
             for model in circuits.to_try()[: room - len(claimed)]:
-                if ahead := await runs.claim(worker, room=1, batch=batch, only=model):
-                    circuits.go_ahead(model)
-                    claimed += ahead
+                first = await runs.claim(worker, room=1, batch=batch, only=model)
+                ahead += [(model, run.id) for run in first]
+                claimed += first
+        for model, run_id in ahead:  # only now that the claim is committed: nobody would come back from one that is not
+            circuits.go_ahead(model, run_id)
         for run in claimed:
             task = asyncio.create_task(self._judge(run), name=f"judgement {run.id}")
             self._runs[task] = run
@@ -154,36 +157,38 @@ class EvaluationRelay:
         return bool(claimed)
 
     def _run_ended(self, task: asyncio.Task[None]) -> None:
-        del self._runs[task]
+        self._desk.judges.circuits.ended(self._runs.pop(task).id)
         self.wake()
 
     async def _judge(self, run: ClaimedRun) -> None:
-        try:
-            await self._judge_or_put_off(run)
-        except Exception as error:  # noqa: BLE001  # the boundary: a bug must neither lose the run nor keep it busy
-            log.error("judgement_failed", run=run.id, error=fault(error), at=place_of(error), tries=run.tries + 1)
-            await self._put_off(run)
-
-    async def _judge_or_put_off(self, run: ClaimedRun) -> None:
         begun = time.monotonic()
-        async with get_db_context() as db:
-            subject = await read_subject(db, run.id)
         try:
-            judgement = await self._ask(subject, run)
-        except DATABASE_DOWN:
-            raise
-        except Exception as error:  # noqa: BLE001  # the boundary: a bug makes a run wait as well, and not for ever
-            if isinstance(error, ModelError | StartupError | DocumentError):
-                log.warning("judge_cannot_be_asked", run=run.id, reason=_said(error), tries=run.tries + 1)
-            else:
-                log.error("judgement_failed", run=run.id, error=fault(error), at=place_of(error), tries=run.tries + 1)
+            await self._judge_and_write_down(run)
+        except DATABASE_DOWN as error:
+            log.warning("judgement_waits_for_database", run=run.id, error=fault(error))
+            await self._put_off(run)
+        except Exception as error:  # noqa: BLE001  # the boundary: a bug neither loses the run nor makes it wait for ever
+            _log_failure(run, error)
             now = run.claimed_at + time.monotonic() - begun
             wait = Wait.further(run.wait, *_why_and_how_long(error), now)
-            if not wait.is_over(now):
+            if not (wait.is_over(now) and await self._given_up(run, wait.reason)):
                 await self._put_off(run, wait, error.retry_after_s if isinstance(error, ModelError) else None)
-                return
-            judgement = TurnJudgement(None, {}, Unscored(wait.reason), 0, "", ())
-        await self._write_down(run, subject, judgement)
+
+    async def _judge_and_write_down(self, run: ClaimedRun) -> None:
+        async with get_db_context() as db:
+            subject = await read_subject(db, run.id)
+        await self._write_down(run, subject, await self._ask(subject, run))
+
+    async def _given_up(self, run: ClaimedRun, reason: str) -> bool:
+        """End a run as unscored that has waited for long enough; ``False`` where that cannot be written either."""
+        try:
+            async with get_db_context() as db:
+                subject = await read_outline(db, run.id)
+            await self._write_down(run, subject, TurnJudgement(None, {}, Unscored(reason), 0, "", ()))
+        except Exception as error:  # noqa: BLE001  # the boundary, as above
+            _log_failure(run, error)
+            return False
+        return True
 
     async def _ask(self, subject: Subject, run: ClaimedRun) -> TurnJudgement:
         """Judge, and tell the judge's circuit what was found."""
@@ -196,13 +201,8 @@ class EvaluationRelay:
         except ModelError as error:
             circuits.failed(model, run.id, begun, error, new=new)
             raise
-        except BaseException:
-            circuits.not_asked(model)
-            raise
         if judgement.calls:
             circuits.answered(model, new=new)
-        else:
-            circuits.not_asked(model)
         return judgement
 
     async def _write_down(self, run: ClaimedRun, subject: Subject, judgement: TurnJudgement) -> None:
@@ -236,6 +236,13 @@ class EvaluationRelay:
                 await EvaluationRuns(db).postpone(run, delay_s, wait)
 
         await when_database_is_there(postpone)
+
+
+def _log_failure(run: ClaimedRun, error: Exception) -> None:
+    if isinstance(error, ModelError | StartupError | DocumentError):
+        log.warning("judge_cannot_be_asked", run=run.id, reason=_said(error), tries=run.tries + 1)
+    else:
+        log.error("judgement_failed", run=run.id, error=fault(error), at=place_of(error), tries=run.tries + 1)
 
 
 def _said(error: ModelError | StartupError | DocumentError) -> str:
