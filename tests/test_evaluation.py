@@ -313,8 +313,23 @@ async def test_an_answer_that_cannot_be_read_is_asked_for_again_and_in_the_end_n
     assert second["turn_log"]["components"]["judge"] == "unreadable"
     calls = rows("SELECT parsed, error FROM judge_calls ORDER BY id")
     assert len(calls) == 3 + 9
-    assert all((call["parsed"] is None) == (call["error"] is not None) for call in calls if content)
+    assert all((call["parsed"] is None) == (call["error"] is not None) for call in calls)
     assert [item["reason"] for item in rows("SELECT reason FROM review_items")] == ["unscored"]
+
+
+async def test_an_empty_answer_whose_tokens_nobody_tells_is_counted_and_the_run_ends(
+    judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    judge.default = JudgeReply(content="", usage=None)
+    await ask(judged, PROMPT)
+    await all_done(rows)
+    [event] = await told(core, "turn_evaluation")
+    assert event["turn_log"]["components"]["judge"] == "unreadable"
+    calls = rows("SELECT error, source, prompt_tokens FROM judge_calls")
+    assert {(call["error"], call["source"]) for call in calls} == {("empty answer", "counted")}
+    ledger = rows("SELECT outcome, prompt_tokens FROM provider_calls WHERE purpose = 'evaluation'")
+    assert {entry["outcome"] for entry in ledger} == {"empty answer"}
+    assert sum(entry["prompt_tokens"] for entry in ledger) == sum(call["prompt_tokens"] for call in calls) > 0
 
 
 async def test_a_slow_judge_is_not_waited_for_without_end_and_what_it_may_have_used_is_counted(

@@ -14,7 +14,7 @@ import structlog
 from app.application.evaluation.circuits import JudgeCircuits
 from app.application.evaluation.subject import Subject
 from app.core import metrics
-from app.core.errors import ErrorCode, ModelError
+from app.core.errors import ErrorCode, ModelError, StartupError
 from app.domain.conversation import Usage
 from app.domain.documents import DocumentError
 from app.domain.judging import JudgeAnswer, JudgeClient, JudgeRequest, TurnJudgement, judge_turn
@@ -26,6 +26,7 @@ from app.infrastructure.repositories.evaluation_runs import ClaimedRun, Evaluati
 log = structlog.get_logger()
 
 NO_JUDGE = Unscored("no judge is set")
+_EMPTY_ANSWER = "empty answer"
 _DATABASE_PAUSE_S = 1.0
 Result = TypeVar("Result")
 
@@ -54,10 +55,19 @@ class Judges:
         self._stack = AsyncExitStack()
 
     async def get(self, model: str) -> JudgeClient:
-        """The judge of that model."""
+        """The judge of that model.
+
+        Raises:
+            StartupError: it cannot be used. What the system says to that is no outage of the database, for which
+                whoever judges takes an `OSError`.
+        """
         async with self._opening:
             if model not in self._clients:
-                self._clients[model] = await self._open(model, self._stack)
+                try:
+                    self._clients[model] = await self._open(model, self._stack)
+                except OSError as error:
+                    problem = f"The judge {model} cannot be opened: {type(error).__name__}: {error}."
+                    raise StartupError(problem, "Look at its settings and at this machine.") from error
         return self._clients[model]
 
     async def close(self) -> None:
@@ -102,9 +112,9 @@ class KeepingClient:
         if place < len(known.ours):
             return JudgeAnswer(known.ours[place], None, 0)
         if place < len(known.others):
-            await self._keep(request, at, raw=known.others[place], cached=True)
+            kept = await self._keep(request, at, raw=known.others[place], cached=True)
             metrics.JUDGE_CALLS.labels("cached").inc()
-            return JudgeAnswer(known.others[place], None, 0)
+            return JudgeAnswer(known.others[place] if kept is None else kept, None, 0)
         return await self._ask(request, at)
 
     async def _ask(self, request: JudgeRequest, at: _Place) -> JudgeAnswer:
@@ -122,7 +132,10 @@ class KeepingClient:
         metrics.JUDGE_CALLS.labels("answered").inc()
         metrics.JUDGE_LATENCY.observe(time.monotonic() - begun)
         usage = answer.usage or self._counted(request, raw)
-        await self._keep(request, at, raw=raw, usage=usage, latency_ms=answer.latency_ms)
+        said_nothing = None if raw else _EMPTY_ANSWER
+        kept = await self._keep(request, at, raw=raw, error=said_nothing, usage=usage, latency_ms=answer.latency_ms)
+        if kept is not None:
+            return JudgeAnswer(kept, None, 0)
         return JudgeAnswer(raw, answer.usage, answer.latency_ms)
 
     def _counted(self, request: JudgeRequest, raw: str) -> Usage:
@@ -138,7 +151,11 @@ class KeepingClient:
         usage: Usage = Usage(),  # noqa: B008  # frozen
         latency_ms: int = 0,
         cached: bool = False,
-    ) -> None:
+    ) -> str | None:
+        """Keep a call; returns the answer that has its place already, where another worker has asked the same.
+
+        What is recorded is then what is judged by, whoever ends the run.
+        """
         call = KeptCall(
             run_id=self._run.id,
             sample=at.sample,
@@ -153,12 +170,18 @@ class KeepingClient:
             cached=cached,
         )
 
-        async def keep() -> bool:
+        async def keep() -> tuple[bool, str | None]:
             async with get_db_context() as db:
-                return await EvaluationRuns(db).keep_call(call)
+                runs = EvaluationRuns(db)
+                if await runs.keep_call(call):
+                    return True, None
+                known = await runs.known_answers(self._run, at.sample, request.input_hash)
+                return False, known.ours[at.place] if at.place < len(known.ours) else None
 
-        if not await when_database_is_there(keep):
+        is_kept, others = await when_database_is_there(keep)
+        if not is_kept:
             log.warning("judge_call_not_kept", run=self._run.id)
+        return others
 
 
 async def judge_subject(subject: Subject, run: ClaimedRun, judges: Judges, counter: TokenCounter) -> TurnJudgement:

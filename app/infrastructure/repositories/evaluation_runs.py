@@ -55,11 +55,13 @@ _release_forgotten = """
     WHERE status = 'waiting' AND turn IS NOT NULL AND owner = %(worker)s AND id <> ALL(%(run_ids)s::bigint[])
     RETURNING id
     """
-# The run is locked, so that two owners (one of them fenced) number their calls apart. An answer whose place is taken is
-# one that we kept already, by a commit of which we did not hear.
+# So that two owners (one of them fenced) number their calls apart. A statement of its own: one that waits for the lock
+# would not see what was stored meanwhile.
+_lock_run = "SELECT id FROM evaluation_runs WHERE id = %(run_id)s FOR UPDATE"
+# An answer whose place is taken is one that we kept already, by a commit of which we did not hear, or another owner's.
 _keep_call = """
     WITH run AS (
-        SELECT id FROM evaluation_runs WHERE id = %(run_id)s AND status = 'waiting' FOR UPDATE
+        SELECT id FROM evaluation_runs WHERE id = %(run_id)s AND status = 'waiting'
     ), call AS (
         SELECT %(run_id)s::bigint AS run_id, %(sample)s::int AS sample, %(input_hash)s::text AS input_hash,
                %(raw_answer)s::text AS raw_answer
@@ -78,12 +80,16 @@ _keep_call = """
     RETURNING id
     """
 # Of this sample's own answers, which an interruption may have left, all count; of another run's those that led to one
-# that could be read: the same way is gone again, call by call. Where none did, the judge is asked anew.
+# that could be read: the same way is gone again, call by call. Where none did, the judge is asked anew. Of several runs
+# an earlier one of the same turn comes first: where two turns asked the same at once, each is judged again as it was.
 _find_answers = """
     WITH known AS (
         SELECT call.id, call.run_id, call.raw_answer,
-               call.run_id = %(run_id)s AND call.sample = %(sample)s AS ours
+               call.run_id = %(run_id)s AND call.sample = %(sample)s AS ours,
+               run.session_id = me.session_id AND run.turn IS NOT DISTINCT FROM me.turn AS same_turn
         FROM judge_calls AS call
+        JOIN evaluation_runs AS run ON run.id = call.run_id
+        JOIN evaluation_runs AS me ON me.id = %(run_id)s
         WHERE call.input_hash = %(input_hash)s AND call.raw_answer <> '' AND (
             call.parsed IS NOT NULL OR (call.run_id = %(run_id)s AND call.sample = %(sample)s) OR EXISTS (
                 SELECT FROM judge_calls AS later WHERE later.run_id = call.run_id AND later.sample = call.sample
@@ -92,7 +98,8 @@ _find_answers = """
         )
     )
     SELECT raw_answer, ours FROM known
-    WHERE ours OR run_id = (SELECT run_id FROM known WHERE NOT ours ORDER BY id LIMIT 1) ORDER BY NOT ours, id
+    WHERE ours OR run_id = (SELECT run_id FROM known WHERE NOT ours ORDER BY NOT same_turn, id LIMIT 1)
+    ORDER BY NOT ours, id
     """
 _note_reading = """
     UPDATE judge_calls AS call SET parsed = reading.parsed, error = reading.error
@@ -125,7 +132,8 @@ _to_ledger = """
     INSERT INTO provider_calls (session_id, turn, purpose, model, prompt_tokens, completion_tokens, cached_tokens,
                                 reasoning_tokens, source, outcome)
     SELECT %(session_id)s, %(turn)s, 'evaluation', model, prompt_tokens, completion_tokens, cached_tokens, 0, source,
-           CASE WHEN raw_answer <> '' OR source = 'provider' THEN 'completed' ELSE left(error, 32) END
+           CASE WHEN raw_answer <> '' OR source = 'provider' THEN 'completed'
+                ELSE coalesce(left(error, 32), 'empty answer') END
     FROM judge_calls
     WHERE run_id = %(run_id)s AND NOT cached AND (raw_answer <> '' OR prompt_tokens + completion_tokens > 0)
     ORDER BY id
@@ -277,6 +285,7 @@ class EvaluationRuns:
 
     async def keep_call(self, call: KeptCall) -> bool:
         """Store a call. ``False`` where another worker has ended the run meanwhile, or the place has an answer."""
+        await self._db.run(_lock_run, {"run_id": call.run_id})
         rows = await self._db.run(
             _keep_call,
             {
