@@ -286,6 +286,7 @@ async def test_a_judge_away_for_a_day_leaves_the_turn_unscored(
     await all_done(rows)
     [event] = await told(core, "turn_evaluation")
     assert (event["turn_score"], event["turn_log"]["reason"]) == (None, "judge unavailable")
+    assert event["turn_log"]["components"]["judge"] == "unavailable"
     assert rows.one("SELECT reason, details FROM review_items") == {
         "reason": "unscored",
         "details": {"reason": "judge unavailable"},

@@ -14,6 +14,9 @@ from app.infrastructure.repositories.evaluation_runs import KeptScore, Reading
 ATTACKS = {"PROMPT_EXFILTRATION", "JUDGE_MANIPULATION", "JAILBREAK", "UNSAFE"}
 """Labels of the guard that ask for a person's eyes; the others are no attack."""
 
+UNAVAILABLE, REJECTS = "judge unavailable", "the judge rejects the request"
+"""Why a turn is unscored that waited for its judge for as long as it may."""
+
 
 def turn_log(subject: Subject, judgement: TurnJudgement) -> dict[str, Any]:
     """The judgement as it is stored (a run's ``result``) and told (``turn_log``); a person's score is added later."""
@@ -118,7 +121,8 @@ def review_reasons(subject: Subject, judgement: TurnJudgement) -> dict[ReviewRea
 
 def _judge_status(judgement: TurnJudgement) -> str:
     if not judgement.calls:
-        return "not_asked"
+        reason = judgement.verdict.reason if isinstance(judgement.verdict, Unscored) else None
+        return "unavailable" if reason in (UNAVAILABLE, REJECTS) else "not_asked"
     return "unreadable" if isinstance(judgement.verdict, Unscored) else "answered"
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from app.application.evaluation.judging import Judges, judge_subject, when_database_is_there
-from app.application.evaluation.outcome import kept_scores, readings, review_reasons, turn_log
+from app.application.evaluation.outcome import REJECTS, UNAVAILABLE, kept_scores, readings, review_reasons, turn_log
 from app.application.evaluation.record import RunNotOursError, end_run
 from app.application.evaluation.subject import Subject, read_outline, read_subject
 from app.core.errors import ErrorCode, ModelError, StartupError
@@ -255,9 +255,9 @@ def _why_and_how_long(error: Exception) -> tuple[str, float]:
     A judge that refuses the request itself mostly does so for ever; for an hour it may be a setting somebody mends.
     """
     if isinstance(error, ModelError) and error.code is ErrorCode.LLM_REJECTED:
-        return "the judge rejects the request", HOUR_S
+        return REJECTS, HOUR_S
     if isinstance(error, DocumentError):
         return "what it is judged by cannot be used", DAY_S
     if isinstance(error, ModelError | StartupError):
-        return "judge unavailable", DAY_S
+        return UNAVAILABLE, DAY_S
     return "internal error", DAY_S
