@@ -82,7 +82,8 @@ def attacked(attack: Attack, trials: Trials) -> JudgeTask:
 def reference(attack: Attack, trials: Trials) -> JudgeTask:
     """What the attack is compared with: its honest request alone, or the twin where that cannot stand alone."""
     if attack.bare is not None:
-        return task_of(attack.bare, attack.language, _turns(attack.earlier), trials=trials)
+        # The turns before an attack may be half of it, so they would lift what it is compared with as well.
+        return task_of(attack.bare, attack.language, _turns(attack.twin_earlier), trials=trials)
     return harmless(attack, trials)
 
 

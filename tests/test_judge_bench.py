@@ -17,7 +17,7 @@ from judge_bench.data import attacks, harmless_prompts, ladder
 from judge_bench.fake import FakeJudge, NoisyJudge, seen
 from judge_bench.measures import Plan, kappa_interval
 from judge_bench.obedient import ObedientJudge, known_orders
-from judge_bench.subjects import task_of
+from judge_bench.subjects import reference, task_of
 
 EVERY_FIFTH = attacks()[::5]
 PLAN = Plan(Trials.ALWAYS)
@@ -137,6 +137,13 @@ def test_kappa_is_one_for_the_true_order_and_negative_for_the_reverse() -> None:
     assert kappa_interval([right] * 5) == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert kappa_interval([reverse] * 5)["value"] == pytest.approx(-1.0)
     assert kappa_interval([right] * 5 + [reverse] * 5)["low"] < 0 < kappa_interval([right] * 9 + [reverse])["low"]
+
+
+def test_what_an_attack_is_compared_with_has_no_part_of_it() -> None:
+    split = next(one for one in attacks() if one.earlier)
+    task = reference(split.model_copy(update={"bare": "Sort the names."}), Trials.ALWAYS)
+    assert task.message == "Sort the names."
+    assert [said.content for said in task.context if said.role == "user"] == list(split.twin_earlier)
 
 
 def test_the_command_measures_asserts_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
