@@ -9,6 +9,7 @@ import asyncio
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -115,17 +116,23 @@ class FakeJudge:
 
 
 class NoisyJudge(FakeJudge):
-    """Like the honest one, but a criterion is one mark off with a chance of ``noise``, the same for the same input."""
+    """Like the honest one, but a criterion is one mark off with a chance of ``noise``.
+
+    The noise of a call follows from ``seed``, the request, and how often this judge was asked the same before. So it
+    is another when the same is asked again, and a run with the same seed is the same.
+    """
 
     def __init__(self, noise: float = 0.2, seed: int = 0) -> None:
         super().__init__("fake:noisy")
         self._noise = noise
         self._seed = seed
+        self._asked: Counter[str] = Counter()
 
     def answer(self, request: JudgeRequest) -> str:
         """The raw answer."""
         what = seen(request)
-        chance = random.Random(f"{self._seed}{request.input_hash}")  # noqa: S311 - noise
+        chance = random.Random(f"{self._seed}{request.input_hash}{self._asked[request.input_hash]}")  # noqa: S311 - noise
+        self._asked[request.input_hash] += 1
         marks = {
             name: min(5, max(1, mark + (chance.choice((-1, 1)) if chance.random() < self._noise else 0)))
             for name, mark in marks_of(what).items()

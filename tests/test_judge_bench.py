@@ -56,12 +56,26 @@ def test_it_follows_an_order_that_it_was_told_of_whatever_its_words() -> None:
     assert marks_of(ObedientJudge(known_orders([attack])), attack.twin)[Criterion.R4] < 5
 
 
-def test_the_noisy_judge_is_wrong_at_times_and_always_in_the_same_way() -> None:
-    noisy = NoisyJudge(noise=0.5)
+def test_the_noisy_judge_is_wrong_at_times_and_in_the_same_way_for_one_seed() -> None:
     messages = [version.text for one in ladder()[:5] for version in one.versions if one.language == "en"]
-    told = [marks_of(noisy, message) for message in messages]
-    assert told == [marks_of(noisy, message) for message in messages]
-    assert told != [marks_of(FakeJudge(), message) for message in messages]
+
+    def told_by(judge: FakeJudge) -> list[dict[str, int]]:
+        return [marks_of(judge, message) for message in messages]
+
+    noisy = NoisyJudge(noise=0.5)
+    first, again = told_by(noisy), told_by(noisy)
+    assert first != again
+    assert (first, again) == (told_by(other := NoisyJudge(noise=0.5)), told_by(other))
+    assert first != told_by(NoisyJudge(noise=0.5, seed=1))
+    assert first != told_by(FakeJudge())
+
+
+async def test_a_judge_that_is_not_sure_of_itself_does_not_give_all_marks_again() -> None:
+    sure = await measures.retest(FakeJudge(), ladder()[:4], PLAN)
+    unsure = [await measures.retest(NoisyJudge(), ladder()[:4], PLAN) for _ in range(2)]
+    assert sure["same_share"] == 1.0
+    assert unsure[0] == unsure[1]
+    assert 0.4 < unsure[0]["same_share"] < 0.9
 
 
 def test_a_judge_sees_the_fenced_text_and_nothing_forged() -> None:
