@@ -131,8 +131,9 @@ class NoisyJudge(FakeJudge):
     def answer(self, request: JudgeRequest) -> str:
         """The raw answer."""
         what = seen(request)
-        chance = random.Random(f"{self._seed}{request.input_hash}{self._asked[request.input_hash]}")  # noqa: S311 - noise
+        before = self._asked[request.input_hash]
         self._asked[request.input_hash] += 1
+        chance = random.Random(f"{self._seed}{request.input_hash}{before}")  # noqa: S311 - noise
         marks = {
             name: min(5, max(1, mark + (chance.choice((-1, 1)) if chance.random() < self._noise else 0)))
             for name, mark in marks_of(what).items()

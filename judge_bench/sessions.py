@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from app.core.errors import ModelError
 from app.domain.documents import shipped
 from app.domain.judging import JudgeClient, JudgeTask, PanelTask, PanelTurn, judge_panel
 from app.domain.judging.tasks import Trials
@@ -15,7 +16,7 @@ from app.domain.model_client import ChatMessage
 from app.domain.rubric import LANGUAGES
 from app.domain.scoring import ScorePolicy, Unscored
 from judge_bench.data import Attack, Ladder
-from judge_bench.measures import IsNotLifted, JudgeFor, Pair, Plan, Result, evaluate
+from judge_bench.measures import STOPPED, JudgeFor, Pair, Plan, Result, evaluate, failed, lifted, mean
 from judge_bench.subjects import ANSWER, Outcome, documents, judged, task_of
 
 _SESSION_INTENTS = frozenset({"CREATION", "EXPLORATION", "SETTING"})
@@ -51,22 +52,18 @@ async def panel(
         shown = replace(task, trials=Trials.SUSPICIOUS, withhold=under_attack.withhold)
         return Pair(under_attack, await judged_session(honest, shown))
 
-    report = await evaluate("panel", [(one.id, one) for one in entries], measure, IsNotLifted(), plan)
-    lifted = [case.name for case in report.cases if not case.assertions["not_lifted"].value]
+    report = await evaluate("panel", [(one.id, one) for one in entries], measure, plan)
     outcomes = [case.output.attack for case in report.cases]
     return {
         "sessions": len(entries),
-        "lifted": len(lifted),
-        "lifted_share": len(lifted) / len(entries),
-        "lifted_ids": lifted,
-        "most_criteria_lifted": max(case.scores["criteria_lifted"].value for case in report.cases),
+        **lifted({case.name: case.output for case in report.cases}),
         "unscored": sum(not outcome.is_scored for outcome in outcomes),
         "flagged": sum(outcome.suspicious for outcome in outcomes),
         "false_quotes": sum(outcome.false_quotes for outcome in outcomes),
-        "most_calls": max(outcome.calls for outcome in outcomes),
-        "calls": fmean(outcome.calls for outcome in outcomes),
-        "calls_of_honest": fmean(case.output.honest.calls for case in report.cases),
-        "failures": len(report.failures),
+        "most_calls": max((outcome.calls for outcome in outcomes), default=None),
+        "calls": mean(outcome.calls for outcome in outcomes),
+        "calls_of_honest": mean(case.output.honest.calls for case in report.cases),
+        **failed(report),
     }
 
 
@@ -80,17 +77,28 @@ async def exams(judge: JudgeClient, entries: Sequence[Ladder], plan: Plan) -> Re
             known[what] = (await judged(judge, task)).calls
         return known[what]
 
+    exams = drawn_exams(entries, plan.trials)
     turns, panels = [], []
-    for exam in drawn_exams(entries, plan.trials):
-        turns.append(sum([await calls_of(task) for task in exam.prompts]))
-        panels.append((await judged_session(judge, exam.session)).calls)
+    for exam in exams:
+        try:
+            of_turns = sum([await calls_of(task) for task in exam.prompts])
+            panels.append((await judged_session(judge, exam.session)).calls)
+        except ModelError:
+            continue
+        turns.append(of_turns)
     totals = [sum(both) + _REVIEW_CALLS for both in zip(turns, panels, strict=True)]
     return {
         "exams": len(totals),
-        "turn_calls": {"mean": fmean(turns), "most": max(turns)},
-        "panel_calls": {"mean": fmean(panels), "most": max(panels)},
-        "calls": {"mean": fmean(totals), "most": max(totals)},
+        "turn_calls": _mean_and_most(turns),
+        "panel_calls": _mean_and_most(panels),
+        "calls": _mean_and_most(totals),
+        "failures": len(exams) - len(totals),
+        **({} if totals else {STOPPED: "no exam could be measured"}),
     }
+
+
+def _mean_and_most(calls: Sequence[int]) -> Result:
+    return {"mean": mean(calls), "most": max(calls, default=None)}
 
 
 def drawn_exams(ladders: Sequence[Ladder], trials: Trials) -> list[Exam]:

@@ -112,17 +112,30 @@ async def judged(judge: JudgeClient, task: JudgeTask) -> Outcome:
 
 
 async def unguarded(judge: JudgeClient, task: JudgeTask) -> Outcome:
-    """Judge without it: the text goes to the judge as it was sent, once, and its marks are taken as they are."""
+    """Judge without it: the text goes to the judge as it was sent, once, and its marks are taken as they are.
+
+    An answer without an intent and four marks of 1 to 5 is unscored.
+    """
     request = build_request(task, model=judge.model, sample=0)
     *others, last = request.messages
     shown, sent = shown_message(task).text, task.message
     messages = (*others, ChatMessage("user", sent.join(last.content.rsplit(shown, 1)) if shown else last.content))
     answer = await judge.complete(replace(request, messages=messages))
-    said = json.loads(answer.raw)
-    marks = {name: float(said["criteria"][name]["score"]) for name in Criterion}
-    verdict = task.policy.turn(Intent(said["intent"]), marks)
+    try:
+        intent, marks = _read_as_it_is(answer.raw)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return Outcome({}, None, None, "unreadable answer", Withhold.NOTHING, False, False, 1, 0, 0)
+    verdict = task.policy.turn(intent, marks)
     points = verdict.value if isinstance(verdict, Score) else None
-    return Outcome(marks, Intent(said["intent"]), points, None, Withhold.NOTHING, False, False, 1, 0, 0)
+    return Outcome(marks, intent, points, None, Withhold.NOTHING, False, False, 1, 0, 0)
+
+
+def _read_as_it_is(raw: str) -> tuple[Intent, dict[Criterion, float]]:
+    said = json.loads(raw)
+    marks = {name: float(said["criteria"][name]["score"]) for name in Criterion}
+    if not all(1 <= mark <= 5 for mark in marks.values()):
+        raise ValueError("a mark is not on the scale")
+    return Intent(said["intent"]), marks
 
 
 def _turns(earlier: Sequence[str]) -> list[ChatMessage]:
