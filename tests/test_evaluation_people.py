@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.application.evaluation.basis import default_basis
+from app.application.services.evaluation_service import EvaluationService, resolve_review_item
+from app.application.turns.settlement import settle
+from app.core.errors import ErrorCode, TurnstoneError
 from app.core.settings import Settings
+from app.domain.conversation import TurnStatus, Usage
 from app.domain.documents import content_hash, shipped
+from app.infrastructure.persistence.session import Database
+from app.infrastructure.repositories.turn_repository import TurnEnding
 from tests.conftest import Rows, change
 from tests.support.chat import Command, environment, new_pair, wait_until
 from tests.support.core import FakeCore
 from tests.support.judge import JudgeReply, ScriptedJudge
 from tests.support.service import Service
-from tests.test_evaluation import PROMPT, all_done, ask, judge_settings, runs, told
+from tests.test_evaluation import FINAL, PROMPT, all_done, ask, judge_settings, running_turn, runs, told
 from tests.test_openapi import checked_client
 
 SOMEBODY = {"person": "kim", "reason": "The limit is named in the second sentence."}
@@ -216,6 +224,74 @@ async def test_an_appeal_opens_a_review_and_a_run_with_more_samples(
         assert http.get("/api/reviews", params={"status": "open", "reason": "appeal"}).json()["items"] == []
     assert "1 judgements are on their way" in await turnstone("evaluate", "publish", appeal["batch"])
     assert (await told(core, "turn_evaluation", 2))[-1]["turn_log"]["criteria"][0]["score"] == 5
+
+
+@pytest.fixture
+async def evaluations(database: Database) -> EvaluationService:
+    """The use cases alone, by the shipped documents and with a judge whom nobody asks."""
+    return EvaluationService(await default_basis("openai:x"), held=False)
+
+
+async def refused(action: Awaitable[object]) -> ErrorCode:
+    """The code with which something is refused."""
+    with pytest.raises(TurnstoneError) as caught:
+        await action
+    return caught.value.code
+
+
+async def both_refused(evaluations: EvaluationService, session_id: int) -> set[ErrorCode]:
+    return {
+        await refused(evaluations.override(session_id, "t", 50, "Because.", "kim")),
+        await refused(evaluations.appeal(session_id, "t", "Because.", "kim")),
+    }
+
+
+async def test_a_turn_that_runs_is_neither_appealed_nor_overridden(evaluations: EvaluationService, rows: Rows) -> None:
+    turn = await running_turn()
+    assert await both_refused(evaluations, turn.session_id) == {ErrorCode.TURN_IN_PROGRESS}
+    assert (runs(rows), rows("SELECT 1 FROM review_items UNION ALL SELECT 1 FROM score_overrides")) == ([], [])
+    await settle(turn, FINAL, held=False, judged_by=await default_basis("openai:x"))
+    assert [(run["revision"], run["cause"]) for run in runs(rows)] == [(1, "turn")]
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        TurnEnding(TurnStatus.CANCELLED, Usage()),
+        TurnEnding(TurnStatus.FAILED, Usage(), error_code="llm_timeout", error_message="-", error_retryable=True),
+    ],
+    ids=["cancelled", "failed"],
+)
+async def test_a_turn_that_was_not_answered_is_neither_appealed_nor_overridden(
+    evaluations: EvaluationService, rows: Rows, ending: TurnEnding
+) -> None:
+    turn = await running_turn()
+    await settle(turn, replace(FINAL, row=ending), held=False, judged_by=await default_basis("openai:x"))
+    assert await both_refused(evaluations, turn.session_id) == {ErrorCode.NOT_SCORED}
+    assert runs(rows) == []
+
+
+async def test_a_turn_ends_though_it_has_a_run_already(database: Database, rows: Rows) -> None:
+    turn = await running_turn()
+    rows(
+        "INSERT INTO evaluation_runs (session_id, turn, revision, status, cause, published, settings)"
+        " VALUES (%s, 1, 1, 'waiting', 'appeal', false, '{}')",
+        turn.session_id,
+    )
+    await settle(turn, FINAL, held=False, judged_by=await default_basis("openai:x"))
+    assert rows.one("SELECT status FROM prompt_turns")["status"] == "completed"
+
+
+async def test_an_appeal_that_is_open_is_not_opened_again(evaluations: EvaluationService, rows: Rows) -> None:
+    turn = await running_turn()
+    await settle(turn, FINAL, held=False, judged_by=await default_basis("openai:x"))
+    item, run = await evaluations.appeal(turn.session_id, "t", "Because.", "kim")
+    again, same = await evaluations.appeal(turn.session_id, "t", "Once more.", "lee")
+    assert (again, same.id, same.batch) == (item, run.id, run.batch)
+    assert [one["cause"] for one in runs(rows)] == ["turn", "appeal"]
+    await resolve_review_item(item, "lee", "It is right.")
+    other, further = await evaluations.appeal(turn.session_id, "t", "I disagree.", "kim")
+    assert other != item and further.revision == 3
 
 
 def test_bad_input_is_a_problem(judged: Service) -> None:

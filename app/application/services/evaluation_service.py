@@ -13,6 +13,7 @@ from app.application.evaluation.outcome import told
 from app.application.evaluation.record import tell
 from app.application.services.callback_service import CallbackService
 from app.core.errors import ErrorCode, TurnstoneError
+from app.domain.conversation import TurnStatus
 from app.domain.scoring import ScorePolicy
 from app.infrastructure.persistence.models import (
     EvaluationRun,
@@ -23,7 +24,11 @@ from app.infrastructure.persistence.models import (
 )
 from app.infrastructure.persistence.session import Transaction, get_db_context
 from app.infrastructure.repositories.document_repository import DocumentRepository
-from app.infrastructure.repositories.evaluation_repository import EvaluationRepository, RunBasis
+from app.infrastructure.repositories.evaluation_repository import (
+    JUDGED_ENDINGS,
+    EvaluationRepository,
+    RunBasis,
+)
 from app.infrastructure.repositories.exam_repository import ExamRepository
 from app.infrastructure.repositories.review_repository import ReviewRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
@@ -172,7 +177,8 @@ class EvaluationService:
         """Set a person's score (0 to 100) beside the machine's, and tell Core under the next revision.
 
         Raises:
-            TurnstoneError: there is no such session or turn.
+            TurnstoneError: there is no such session or turn, it runs (``turn_in_progress``), or was not answered
+                (``not_scored``).
         """
         async with get_db_context() as db:
             turn = await _locked_turn(db, session_id, turn_id)
@@ -190,23 +196,28 @@ class EvaluationService:
     async def appeal(self, session_id: int, turn_id: str, reason: str, person: str) -> tuple[int, EvaluationRun]:
         """Ask people to look at a turn, and for a further run with more samples for them to look at; returns both.
 
-        The run is told of when somebody publishes its batch.
+        The run is told of when somebody publishes its batch. While an appeal is open, another one is that one.
 
         Raises:
-            TurnstoneError: there is no such session or turn.
+            TurnstoneError: there is no such session or turn, it runs (``turn_in_progress``), or was not answered
+                (``not_scored``).
         """
         async with get_db_context() as db:
             turn = await _locked_turn(db, session_id, turn_id)
+            reviews, evaluations = ReviewRepository(db), EvaluationRepository(db)
+            opened = await reviews.open_appeal(session_id, turn.turn)
+            if opened is not None and opened.run_id is not None:
+                known = await evaluations.get_run(opened.run_id)
+                assert known is not None, "an item does not outlive its run"
+                return opened.id, known
             basis = await self._basis(db, turn)
             assert basis.policy is not None, "a basis names its documents"
             policy = ScorePolicy.parse(await DocumentRepository(db).content("policy", basis.policy))
             samples = min(2 * (basis.settings.get("samples") or policy.samples) + 1, _MOST_SAMPLES)
             more = replace(basis, settings={**basis.settings, "samples": samples})
             batch = f"appeal_{secrets.token_hex(6)}"
-            run = await EvaluationRepository(db).add_run(
-                session_id, turn.turn, more, cause="appeal", batch=batch, asked_by=person
-            )
-            item_id = await ReviewRepository(db).open(
+            run = await evaluations.add_run(session_id, turn.turn, more, cause="appeal", batch=batch, asked_by=person)
+            item_id = await reviews.open(
                 session_id,
                 turn.turn,
                 run.id,
@@ -236,9 +247,17 @@ async def resolve_review_item(item_id: int, person: str, resolution: str) -> Non
 
 
 async def _locked_turn(db: Transaction, session_id: int, turn_id: str) -> PromptTurn:
+    """A turn whose prompt is judged, by now or by and by; its session is locked.
+
+    One that runs has no judgement to correct, and the run that its end records would come upon ours.
+    """
     if await SessionRepository(db).lock_session(session_id) is None:
         raise TurnstoneError(ErrorCode.SESSION_NOT_FOUND, "There is no such session.")
     turn = await TurnRepository(db).find(session_id, turn_id)
     if turn is None:
         raise TurnstoneError(ErrorCode.TURN_NOT_FOUND, "The session has no such turn.")
+    if turn.status is TurnStatus.RUNNING:
+        raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The turn is still being answered.")
+    if turn.finish_reason not in JUDGED_ENDINGS:
+        raise TurnstoneError(ErrorCode.NOT_SCORED, "The turn was not answered, so its prompt is not judged.")
     return turn

@@ -47,6 +47,16 @@ class ReviewRepository:
         statement = select(ReviewItem.id).where(ReviewItem.evaluation_id == evaluation_id, ReviewItem.reason == reason)
         return (await self._db.scalars(statement)).first()
 
+    async def open_appeal(self, session_id: int, turn: int) -> ReviewItem | None:
+        """A turn's appeal of which nobody has said yet what came of it; the first one, where there are several."""
+        statement = select(ReviewItem).where(
+            ReviewItem.session_id == session_id,
+            ReviewItem.turn == turn,
+            ReviewItem.reason == ReviewReasonEnum.APPEAL,
+            ReviewItem.resolved_at.is_(None),
+        )
+        return (await self._db.scalars(statement.order_by(ReviewItem.id).limit(1))).first()
+
     async def get(self, item_id: int) -> tuple[ReviewItem, int] | None:
         """An item, and its exam."""
         statement = (

@@ -40,7 +40,8 @@ _request_cancel = """
     )
     SELECT pg_notify(%(channel)s, id::text) FROM asked
     """
-# The session's row is locked before the turn's, which comes `FROM` it; see `SessionRepository.lock_session`.
+# The session's row is locked before the turn's, which comes `FROM` it; see `SessionRepository.lock_session`. A run that
+# is there already, whoever recorded it, is no reason to lose the turn.
 _settle = """
     WITH session AS (
         UPDATE prompt_sessions SET total_tokens = total_tokens + %(prompt_tokens)s + %(completion_tokens)s
@@ -85,6 +86,7 @@ _settle = """
             ))
         FROM ended LEFT JOIN exam_versions AS exam ON exam.exam_id = ended.exam_id AND exam.version = ended.exam_version
         WHERE %(judged)s::boolean AND coalesce(exam.settings ->> 'judge_model', %(judge_model)s::text) IS NOT NULL
+        ON CONFLICT DO NOTHING
     )
     SELECT id FROM ended
     """
