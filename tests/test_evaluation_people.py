@@ -12,14 +12,19 @@ from typing import Any
 import pytest
 
 from app.application.evaluation.basis import default_basis
+from app.application.evaluation.record import end_run
 from app.application.services.evaluation_service import EvaluationService, resolve_review_item
+from app.application.turns.running import TurnRef
 from app.application.turns.settlement import settle
 from app.core.errors import ErrorCode, TurnstoneError
 from app.core.settings import Settings
 from app.domain.conversation import TurnStatus, Usage
 from app.domain.documents import content_hash, shipped
-from app.infrastructure.persistence.session import Database
+from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.evaluation_repository import EvaluationRepository, RunBasis
+from app.infrastructure.repositories.evaluation_runs import EvaluationRuns
 from app.infrastructure.repositories.turn_repository import TurnEnding
+from app.infrastructure.repositories.worker_repository import WorkerRepository
 from tests.conftest import Rows, change
 from tests.support.chat import Command, environment, new_pair, wait_until
 from tests.support.core import FakeCore
@@ -280,6 +285,78 @@ async def test_a_turn_ends_though_it_has_a_run_already(database: Database, rows:
     )
     await settle(turn, FINAL, held=False, judged_by=await default_basis("openai:x"))
     assert rows.one("SELECT status FROM prompt_turns")["status"] == "completed"
+
+
+async def test_a_score_that_a_person_set_first_does_not_keep_the_judgement_from_core(
+    judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows
+) -> None:
+    judge.holding = True
+    [seen] = await ask(judged, PROMPT)
+    with checked_client(judged) as http:
+        body = {"score": 95.5, **SOMEBODY}
+        set_first = http.post(f"/api/sessions/{seen.session_id}/turns/t1/override", json=body).json()
+    await told(core, "turn_evaluation")
+    judge.holding = False
+    await all_done(rows)
+    first, second = await told(core, "turn_evaluation", 2)
+    assert [(e["revision"], e["turn_score"]) for e in (first, second)] == [(2, 95.5), (3, 95.5)]
+    assert first["revision"] == set_first["revision"]
+    assert (first["turn_log"]["score"], second["turn_log"]["score"]) == (None, 80)
+    assert first["turn_log"]["override"] == second["turn_log"]["override"]
+    assert set(first["turn_log"]) == set(second["turn_log"]), "every field is promised"
+    assert set(first["turn_log"]["versions"]) == set(second["turn_log"]["versions"])
+    assert first["turn_log"]["turn_id"] == "t1"
+    assert rows.one("SELECT revision FROM evaluation_runs")["revision"] == 3
+
+
+async def judged_turn() -> TurnRef:
+    """A turn that has ended, with its first run to be made."""
+    turn = await running_turn()
+    await settle(turn, FINAL, held=True, judged_by=await default_basis("openai:x"))
+    return turn
+
+
+async def another_run(turn: TurnRef, batch: str) -> None:
+    """A further run, to be made, as a re-run of that name has it."""
+    async with get_db_context() as db:
+        runs_of = EvaluationRepository(db)
+        first = await runs_of.first_run(turn.session_id, turn.turn)
+        assert first is not None
+        basis = RunBasis.of(first)
+        await runs_of.add_run(turn.session_id, turn.turn, basis, cause="rerun", batch=batch, asked_by=None)
+
+
+async def comes_out(score: float | None, *, batch: str | None = None) -> None:
+    """What was recorded for turns is judged so, or a batch."""
+    result = {"status": "unscored" if score is None else "scored", "score": score, "advice": "", "reason": None}
+    async with get_db_context() as db:
+        worker = await WorkerRepository(db).register("test", 6)
+    async with get_db_context() as db:
+        claimed = await EvaluationRuns(db).claim(worker, room=9, batch=batch)
+    for run in claimed:
+        await end_run(run, "t", result, scores=[], readings=[], reviews={}, held=True)
+
+
+async def published(evaluations: EvaluationService, batch: str) -> int:
+    """How many of a batch are told of now."""
+    return len([count async for count in evaluations.publish(batch)])
+
+
+def told_scores(rows: Rows) -> list[tuple[int, float | None]]:
+    """Revision and score of all that Core is told of turns, in order."""
+    events = rows("SELECT payload FROM callbacks WHERE type = 'turn_evaluation' ORDER BY id")
+    return [(event["payload"]["revision"], event["payload"]["turn_score"]) for event in events]
+
+
+async def test_a_first_judgement_that_comes_late_leaves_a_published_one_the_last_word(
+    evaluations: EvaluationService, rows: Rows
+) -> None:
+    turn = await judged_turn()
+    await another_run(turn, "rerun_a")
+    await comes_out(60, batch="rerun_a")
+    assert await published(evaluations, "rerun_a") == 1
+    await comes_out(80)
+    assert told_scores(rows) == [(2, 60), (1, 80)]
 
 
 async def test_an_appeal_that_is_open_is_not_opened_again(evaluations: EvaluationService, rows: Rows) -> None:

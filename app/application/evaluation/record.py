@@ -64,11 +64,23 @@ async def end_run(
                     purpose="evaluation",
                 )
             if ended.published:
-                await tell(db, callbacks, ended, ended.revision)
+                await tell(db, callbacks, ended, await _revision(db, ended))
         await SubmissionRepository(db).hasten(run.session_id)
         for reason, facts in reviews.items():
             await ReviewRepository(db).open(run.session_id, run.turn, run.id, reason, facts)
     metrics.JUDGEMENTS.labels(result["status"]).inc()
+
+
+async def _revision(db: Transaction, ended: EvaluationRun) -> int:
+    """What a run is told under, which is above all that was told while it waited, such as a person's score.
+
+    But a judgement that was asked for later and brought a score stays the one that counts.
+    """
+    evaluations = EvaluationRepository(db)
+    told_before = await evaluations.told_run(ended.session_id, ended.judged_turn, besides=ended.id)
+    if told_before is not None and told_before.result is not None and told_before.result["score"] is not None:
+        return ended.revision
+    return await evaluations.publish(ended)
 
 
 async def tell(db: Transaction, callbacks: CallbackService, run: EvaluationRun, revision: int) -> None:

@@ -13,7 +13,7 @@ from app.application.evaluation.outcome import told
 from app.application.evaluation.record import tell
 from app.application.services.callback_service import CallbackService
 from app.core.errors import ErrorCode, TurnstoneError
-from app.domain.conversation import TurnStatus
+from app.domain.conversation import FinishReason, TurnStatus
 from app.domain.scoring import ScorePolicy
 from app.infrastructure.persistence.models import (
     EvaluationRun,
@@ -35,7 +35,6 @@ from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import JudgedBy, TurnRepository
 
 _MOST_SAMPLES = 9
-_NOT_JUDGED: Mapping[str, Any] = {"status": "unscored", "reason": "not judged", "score": None, "criteria": []}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +185,8 @@ class EvaluationService:
             revision = await evaluations.next_revision(session_id, turn.turn)
             override = await ReviewRepository(db).override(session_id, turn.turn, score, reason, person, revision)
             run = await evaluations.told_run(session_id, turn.turn)
-            machine = run.result if run is not None and run.result is not None else _NOT_JUDGED
-            log, counted = told(machine, override)
+            result = run.result if run is not None else None
+            log, counted = told(_not_judged(turn) if result is None else result, override)
             await CallbackService(db, held=self._held).send_turn_evaluation(
                 session_id, turn.turn, log, counted, revision=revision
             )
@@ -244,6 +243,27 @@ async def resolve_review_item(item_id: int, person: str, resolution: str) -> Non
         raise TurnstoneError(ErrorCode.NOT_FOUND, "There is no such review item.")
     if (found[0].resolved_by, found[0].resolution) != (person, resolution):
         raise TurnstoneError(ErrorCode.INVALID_FRAME, "The review item has been resolved already.")
+
+
+def _not_judged(turn: PromptTurn) -> Mapping[str, Any]:
+    """The log of a turn of which no judgement is known, to stand beside a person's score."""
+    return {
+        "turn_id": int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id,
+        "status": "unscored",
+        "reason": "not judged",
+        "score": None,
+        "intent": None,
+        "criteria": [],
+        "advice": "",
+        "spread": 0,
+        "labels": sorted(turn.labels or ()),
+        "withheld": [],
+        "versions": {**dict.fromkeys(("rubric", "prompt", "policy", "judge_model")), "exam_version": turn.exam_version},
+        "components": {
+            "guard": "refused" if turn.finish_reason is FinishReason.REFUSED else "passed",
+            "judge": "not_asked",
+        },
+    }
 
 
 async def _locked_turn(db: Transaction, session_id: int, turn_id: str) -> PromptTurn:

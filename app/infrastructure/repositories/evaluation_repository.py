@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import and_, func, insert, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased
 
 from app.domain.conversation import FinishReason
@@ -119,39 +118,49 @@ class EvaluationRepository:
         }
         return (await self._db.scalars(insert(EvaluationRun).returning(EvaluationRun), [values])).one()
 
-    async def add_first_run(self, session_id: int, turn: int, judged_by: RunBasis) -> bool:
-        """Record the run that a turn's end would have; ``False`` where the turn has one."""
+    async def add_first_run(self, session_id: int, turn: int, judged_by: RunBasis) -> None:
+        """Record the run that a turn's end would have, for a turn without one; others may have been asked for."""
         values = {
             "session_id": session_id,
             "turn": turn,
-            "revision": 1,
+            "revision": await self.next_revision(session_id, turn),
             "status": RunStatusEnum.WAITING,
             "rubric_hash": judged_by.rubric,
             "prompt_hash": judged_by.prompt,
             "policy_hash": judged_by.policy,
             "settings": judged_by.settings,
         }
-        statement = pg_insert(EvaluationRun).values(**values).on_conflict_do_nothing().returning(EvaluationRun.id)
-        return (await self._db.scalars(statement)).first() is not None
+        await self._db.execute(insert(EvaluationRun), [values])
 
-    async def told_run(self, session_id: int, turn: int) -> EvaluationRun | None:
-        """The run that counts for a turn: of those that have ended and are known, the one with the highest revision."""
+    async def told_run(self, session_id: int, turn: int, *, besides: int | None = None) -> EvaluationRun | None:
+        """The run that counts for a turn: of those that have ended and are known, the one with the highest revision.
+
+        ``besides``: leave that run out.
+        """
         statement = (
             select(EvaluationRun)
-            .where(EvaluationRun.session_id == session_id, EvaluationRun.turn == turn, _DONE, EvaluationRun.published)
+            .where(
+                EvaluationRun.session_id == session_id,
+                EvaluationRun.turn == turn,
+                _DONE,
+                EvaluationRun.published,
+                EvaluationRun.id.is_distinct_from(besides),
+            )
             .order_by(EvaluationRun.revision.desc())
             .limit(1)
         )
         return (await self._db.scalars(statement)).first()
 
-    async def first_run(self, session_id: int, turn: int) -> EvaluationRun | None:
-        """The turn's first run, whatever its state."""
+    async def first_run(self, session_id: int, turn: int, *, known: bool = False) -> EvaluationRun | None:
+        """The turn's first run, whatever its state; ``known``: of those that Core is told of, or will be by itself."""
         statement = (
             select(EvaluationRun)
             .where(EvaluationRun.session_id == session_id, EvaluationRun.turn == turn)
             .order_by(EvaluationRun.revision)
             .limit(1)
         )
+        if known:
+            statement = statement.where(EvaluationRun.published)
         return (await self._db.scalars(statement)).first()
 
     async def publish(self, run: EvaluationRun) -> int:
