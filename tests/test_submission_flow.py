@@ -58,6 +58,23 @@ def talked(rest: httpx.Client, *prompts: str) -> str:
     return session_id
 
 
+def test_a_judgement_that_nobody_has_published_is_in_no_score(
+    rest: httpx.Client, judge: ScriptedJudge, rows: Rows
+) -> None:
+    session_id = talked(rest)
+    wait_until(lambda: rows("SELECT 1 FROM evaluation_runs WHERE status = 'done'"))
+    rows(
+        "UPDATE evaluation_runs SET cause = 'rerun', batch = 'rerun_x', published = false,"
+        " result = jsonb_set(result, '{score}', '20')"
+    )
+    taken(rest, session_id, code=RIGHT, submission_id="s-1")
+    ended(rest, "s-1")
+    [turn] = steps(rows)["turns"]["value"]["turns"]
+    assert (turn["score"], turn["revision"]) == (80, 2)
+    first = rows.one("SELECT cause, published, revision FROM evaluation_runs WHERE turn = 1 ORDER BY id DESC LIMIT 1")
+    assert first == {"cause": "turn", "published": True, "revision": 2}
+
+
 def test_a_submission_is_evaluated_and_everything_of_it_is_written_and_told(
     rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:

@@ -24,7 +24,8 @@ _PATIENCE_S = 2 * DAY_S
 async def gather_turns(work: Work, came: Outcomes) -> Made | PutOff:
     """The judgement that counts for each frozen turn, persons' scores with it; puts off while one is to be made.
 
-    A prompt that has no judgement at all, since there was no judge when it was sent, gets one now.
+    A prompt that has no judgement, since there was no judge when it was sent, gets one now. One that somebody asked for
+    and has not published is none.
     """
     frozen = came[Node.FREEZE].value
     async with get_db_context() as db:
@@ -34,9 +35,8 @@ async def gather_turns(work: Work, came: Outcomes) -> Made | PutOff:
         for turn in frozen["turns"]:
             found = await _judged(db, work, turn)
             if found.run is None and found.override is None and frozen["judge_model"] is not None:
-                recorded += await EvaluationRepository(db).add_first_run(
-                    work.evaluation.session_id, turn, _basis(frozen)
-                )
+                await EvaluationRepository(db).add_first_run(work.evaluation.session_id, turn, _basis(frozen))
+                recorded += 1
                 found = _Judged(None, None, waits=True)
             waiting += found.waits and found.override is None
             entries.append(_entry(turn, turn_ids[turn], found))
@@ -68,7 +68,7 @@ async def _judged(db: Transaction, work: Work, turn: int) -> _Judged:
     told = await evaluations.told_run(session_id, turn)
     if told is not None:
         return _Judged(told, override)
-    first = await evaluations.first_run(session_id, turn)
+    first = await evaluations.first_run(session_id, turn, known=True)
     return _Judged(first, override, waits=first is not None and first.status is RunStatusEnum.WAITING)
 
 
