@@ -23,6 +23,7 @@ from app.domain.documents import content_hash, shipped
 from app.infrastructure.persistence.session import Database, get_db_context
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository, RunBasis
 from app.infrastructure.repositories.evaluation_runs import EvaluationRuns
+from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnEnding
 from app.infrastructure.repositories.worker_repository import WorkerRepository
 from tests.conftest import Rows, change
@@ -357,6 +358,52 @@ async def test_a_first_judgement_that_comes_late_leaves_a_published_one_the_last
     assert await published(evaluations, "rerun_a") == 1
     await comes_out(80)
     assert told_scores(rows) == [(2, 60), (1, 80)]
+
+
+async def test_an_older_batch_takes_no_score_away_and_pushes_no_newer_judgement_aside(
+    evaluations: EvaluationService, rows: Rows
+) -> None:
+    turn = await judged_turn()
+    await comes_out(None)
+    for batch, score in [("rerun_a", None), ("rerun_b", 70), ("rerun_c", 90)]:
+        await another_run(turn, batch)
+        await comes_out(score, batch=batch)
+    assert [await published(evaluations, batch) for batch in ("rerun_c", "rerun_a", "rerun_b")] == [1, 0, 0]
+    assert told_scores(rows) == [(1, None), (4, 90)]
+    [change] = [change async for change in evaluations.changes("rerun_b")]
+    assert change.before is not None and change.before.batch == "rerun_c", "what Core was told last"
+    [change] = [change async for change in evaluations.changes("rerun_c")]
+    assert change.before is not None and change.before.cause == "turn", "what Core was told before"
+
+
+async def test_whether_a_run_is_told_of_is_decided_when_it_is(
+    evaluations: EvaluationService, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = await judged_turn()
+    await comes_out(None)
+    for batch, score in [("rerun_a", None), ("rerun_b", 70)]:
+        await another_run(turn, batch)
+        await comes_out(score, batch=batch)
+    lock = SessionRepository.lock_session
+
+    async def meanwhile(sessions: SessionRepository, session_id: int) -> Any:
+        monkeypatch.setattr(SessionRepository, "lock_session", lock)
+        assert await published(evaluations, "rerun_b") == 1
+        return await lock(sessions, session_id)
+
+    monkeypatch.setattr(SessionRepository, "lock_session", meanwhile)
+    assert await published(evaluations, "rerun_a") == 0
+    assert [score for _, score in told_scores(rows)] == [None, 70]
+
+
+async def test_two_that_publish_a_batch_at_once_tell_of_it_once(evaluations: EvaluationService, rows: Rows) -> None:
+    turn = await judged_turn()
+    await comes_out(80)
+    await another_run(turn, "rerun_a")
+    await comes_out(60, batch="rerun_a")
+    told_by = await asyncio.gather(*(published(evaluations, "rerun_a") for _ in range(3)))
+    assert sorted(told_by) == [0, 0, 1]
+    assert told_scores(rows) == [(1, 80), (2, 60)]
 
 
 async def test_an_appeal_that_is_open_is_not_opened_again(evaluations: EvaluationService, rows: Rows) -> None:

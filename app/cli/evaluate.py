@@ -287,6 +287,9 @@ async def _publish(service: EvaluationService, batch: str) -> None:
         if count % 50 == 0:
             say(f"{count} told")
     typer.echo(f"{count} judgements are on their way to Core")
+    every, _, published = await _counts(batch)
+    if every > published:
+        say(f"{every - published} are left out: Core would lose a score, or knows a judgement that was asked for later")
 
 
 def _who() -> str | None:

@@ -56,20 +56,25 @@ class RerunOrder:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A turn that was judged again: the run, and the one that counted before."""
+    """A turn that was judged again: the run, and the one that counts without it (that counted, once it is told of)."""
 
     run: EvaluationRun
     before: EvaluationRun | None
 
     @property
     def to_publish(self) -> bool:
-        """Whether it may be told of. A score is not given up for a run that has none."""
+        """Whether it may be told of, if ``before`` is what Core was told last.
+
+        A score is not given up for a run that has none, and what was asked for later is not pushed aside. A turn's own
+        judgement, which nobody asked for, is no later one, whenever it was recorded.
+        """
         if self.run.status is not RunStatusEnum.DONE or self.run.result is None or self.run.published:
             return False
-        had_score = (
-            self.before is not None and self.before.result is not None and self.before.result["score"] is not None
-        )
-        return self.run.result["score"] is not None or not had_score
+        if self.before is None or self.before.result is None:
+            return True
+        if self.before.cause != "turn" and self.before.id > self.run.id:
+            return False
+        return self.run.result["score"] is not None or self.before.result["score"] is None
 
 
 class EvaluationService:
@@ -139,7 +144,7 @@ class EvaluationService:
         return basis_of_exam(exam.settings if exam is not None else {}, self._default)
 
     async def changes(self, batch: str) -> AsyncIterator[Change]:
-        """A batch's runs, each with what counted before."""
+        """A batch's runs, each with what counts without it."""
         after = 0
         while True:
             async with get_db_context() as db:
@@ -153,24 +158,27 @@ class EvaluationService:
     async def publish(self, batch: str) -> AsyncIterator[int]:
         """Tell Core of a batch's runs, each under its turn's next revision; yields how many so far.
 
-        What has been told is not told again, so it can be repeated. Runs that wait, or that would take a score away
-        for none, are left out.
+        What has been told is not told again, so it can be repeated. Left out are runs that wait, that would take a
+        score away for none, or that are older than what Core knows; which is so, the session's lock decides.
         """
         count = 0
         async for change in self.changes(batch):
-            if not change.to_publish:
-                continue
-            async with get_db_context() as db:
-                await SessionRepository(db).lock_session(change.run.session_id)
-                evaluations = EvaluationRepository(db)
-                run = await evaluations.get_run(change.run.id)
-                if run is None or run.published:
-                    continue
-                revision = await evaluations.publish(run)
-                async with CallbackService(db, held=self._held).together() as callbacks:
-                    await tell(db, callbacks, run, revision)
-            count += 1
-            yield count
+            if change.to_publish and await self._publish(change.run):
+                count += 1
+                yield count
+
+    async def _publish(self, run: EvaluationRun) -> bool:
+        """Tell of a run, if it is to be by what Core has been told of its turn by now."""
+        async with get_db_context() as db:
+            await SessionRepository(db).lock_session(run.session_id)
+            evaluations = EvaluationRepository(db)
+            now = await evaluations.get_run(run.id)
+            if now is None or not Change(now, await evaluations.told_run(run.session_id, run.judged_turn)).to_publish:
+                return False
+            revision = await evaluations.publish(now)
+            async with CallbackService(db, held=self._held).together() as callbacks:
+                await tell(db, callbacks, now, revision)
+        return True
 
     async def override(self, session_id: int, turn_id: str, score: float, reason: str, person: str) -> ScoreOverride:
         """Set a person's score (0 to 100) beside the machine's, and tell Core under the next revision.

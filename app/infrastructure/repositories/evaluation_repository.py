@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, func, insert, select, tuple_, update
+from sqlalchemy import and_, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import aliased
 
 from app.domain.conversation import FinishReason
@@ -225,7 +225,10 @@ class EvaluationRepository:
     async def batch(
         self, batch: str, *, after: int = 0, limit: int = 500
     ) -> list[tuple[EvaluationRun, EvaluationRun | None]]:
-        """A batch's runs with keys above ``after``, each with the one that counted for its turn before."""
+        """A batch's runs with keys above ``after``, each with the one that counts for its turn without it.
+
+        Of a run that Core was told of, that is the one that counted before.
+        """
         told = aliased(EvaluationRun)
         counted = (
             select(told.id)
@@ -235,7 +238,7 @@ class EvaluationRepository:
                 told.status == RunStatusEnum.DONE,
                 told.published,
                 told.id != EvaluationRun.id,
-                told.id < EvaluationRun.id,
+                or_(~EvaluationRun.published, told.revision < EvaluationRun.revision),
             )
             .order_by(told.revision.desc())
             .limit(1)
