@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.support.chat import Command, environment, new_pair, wait_until
 from tests.support.core import FakeCore
 from tests.support.judge import JudgeReply, ScriptedJudge
 from tests.support.service import Service
+from tests.test_docs import blocks
 from tests.test_evaluation import FINAL, PROMPT, all_done, ask, judge_settings, running_turn, runs, told
 from tests.test_openapi import checked_client
 
@@ -416,6 +418,45 @@ async def test_an_appeal_that_is_open_is_not_opened_again(evaluations: Evaluatio
     await resolve_review_item(item, "lee", "It is right.")
     other, further = await evaluations.appeal(turn.session_id, "t", "I disagree.", "kim")
     assert other != item and further.revision == 3
+
+
+async def test_a_turn_is_overridden_and_appealed_on_the_command_line(
+    judged: Service, core: FakeCore, rows: Rows, turnstone: Callable[..., Any]
+) -> None:
+    [seen] = await ask(judged, PROMPT)
+    await all_done(rows)
+    turn, kim = (str(seen.session_id), "1"), ("--person", "kim")
+    because = (*kim, "--reason", "The limit is named.")
+    output = await turnstone("evaluate", "override", *turn, "--score", "95.5", *because)
+    assert f"turn 1 of session {seen.session_id} is 95.5 from revision 2 on" in output
+    event = (await told(core, "turn_evaluation", 2))[-1]
+    assert (event["revision"], event["turn_score"], event["turn_log"]["override"]["person"]) == (2, 95.5, "kim")
+    output = await turnstone("evaluate", "appeal", *turn, *kim)
+    item = rows.one("SELECT id, asked_by, details FROM review_items WHERE reason = 'appeal'")
+    batch = item["details"]["batch"]
+    assert f"is judged again as {batch}; review {item['id']} is open" in output
+    assert (item["asked_by"], item["details"]["reason"]) == ("kim", "no reason given")
+    await all_done(rows, 2)
+    assert "1 judgements are on their way" in await turnstone("evaluate", "publish", batch)
+    assert (await told(core, "turn_evaluation", 3))[-1]["revision"] == 3
+
+    for arguments, code, said in [
+        (("override", turn[0], "2", "--score", "5", *because), 1, "There is no turn 2"),
+        (("appeal", "999", "1", *because), 1, "There is no turn 1 in a session 999"),
+        (("override", *turn, "--score", "101", *because), 2, "equal to 100"),
+        (("override", *turn, "--score", "nan", *because), 2, "equal to 100"),
+        (("override", *turn, "--score", "5", *kim, "--reason", " "), 2, "have to say something"),
+        (("override", *turn, "--score", "5", *kim, "--reason", "\udcff"), 2, "have to say something"),
+        (("override", *turn, *because), 2, "--score"),
+        (("appeal", *turn), 2, "--person"),
+        (("appeal", "--help"), 0, "--reason"),
+    ]:
+        assert said in await turnstone("evaluate", *arguments, code=code), arguments
+    [examples] = blocks("docs/evaluation.md", "sh turn")
+    for example in examples.splitlines():
+        await turnstone(*shlex.split(example)[1:])
+    rows("UPDATE prompt_turns SET status = 'cancelled', finish_reason = NULL")
+    assert "was not answered" in await turnstone("evaluate", "override", *turn, "--score", "5", *because, code=1)
 
 
 def test_bad_input_is_a_problem(judged: Service) -> None:

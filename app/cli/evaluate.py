@@ -27,6 +27,8 @@ from app.cli.evaluation_lines import compare, show_run
 from app.core.errors import StartupError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from app.application.services.evaluation_service import EvaluationService
     from app.core.settings import Settings
     from app.domain.documents import DocumentKind
@@ -39,6 +41,7 @@ _LONGEST_DOCUMENT_BYTES = 800_001
 """One more than any document has, so that a longer file is found out."""
 _HASH_BEGINNING = 8
 Which = typer.Option(metavar="NAME|HASH|FILE")
+Turn = Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="The turn's number.")]
 
 
 @cli.command("status")
@@ -185,6 +188,68 @@ def publish_batch(batch: Annotated[str, typer.Argument(help="The re-run's or the
         await _publish(service, batch)
 
     with_database(tell)
+
+
+@cli.command("override")
+def override(
+    session_id: SessionId,
+    turn: Turn,
+    score: Annotated[float, typer.Option(min=0, max=100, help="0 to 100.")],
+    reason: Annotated[str, typer.Option(help="Why; Core is told.")],
+    person: Annotated[str, typer.Option(help="Who says so.")],
+) -> None:
+    """Set a person's score of a turn. The machine's stays beside it; Core is told under the next revision."""
+    _check_said(reason, person)
+
+    async def set_it(service: EvaluationService, turn_id: str) -> None:
+        row = await service.override(session_id, turn_id, score, reason, person)
+        typer.echo(f"turn {turn} of session {session_id} is {score:g} from revision {row.revision} on")
+
+    _of_turn(session_id, turn, set_it)
+
+
+@cli.command("appeal")
+def appeal(
+    session_id: SessionId,
+    turn: Turn,
+    person: Annotated[str, typer.Option(help="Who asks.")],
+    reason: Annotated[str, typer.Option(help="Why it should be looked at again.")] = "no reason given",
+) -> None:
+    """Have a turn judged once more, with more samples, for people to look at; `evaluate publish` tells Core."""
+    _check_said(reason, person)
+
+    async def ask(service: EvaluationService, turn_id: str) -> None:
+        item_id, run = await service.appeal(session_id, turn_id, reason, person)
+        typer.echo(f"turn {turn} of session {session_id} is judged again as {run.batch}; review {item_id} is open")
+
+    _of_turn(session_id, turn, ask)
+
+
+def _check_said(reason: str, person: str) -> None:
+    if not all(is_text(said) and said.strip() for said in (reason, person)):
+        raise typer.BadParameter("--reason and --person have to say something.")
+
+
+def _of_turn(session_id: int, turn: int, action: Callable[[EvaluationService, str], Awaitable[None]]) -> None:
+    """Do something about a turn, which is given to it by its client's id."""
+
+    async def act() -> None:
+        from app.core.errors import TurnstoneError
+        from app.infrastructure.persistence.session import get_db_context
+        from app.infrastructure.repositories.turn_repository import TurnRepository
+
+        service = await _service(read_settings(quiet=True))
+        async with get_db_context() as db:
+            turn_id = (await TurnRepository(db).client_ids(session_id, {turn})).get(turn)
+        if turn_id is None:
+            problem = f"There is no turn {turn} in a session {session_id}."
+            raise StartupError(problem, f"`turnstone sessions show {session_id}` shows which there are.")
+        try:
+            await action(service, str(turn_id))
+        except TurnstoneError as error:
+            raise StartupError(error.message, f"`turnstone evaluate show {session_id}` shows what is judged.") from None
+
+    with_database(act)
 
 
 async def _service(settings: Settings) -> EvaluationService:
