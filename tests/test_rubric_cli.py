@@ -101,6 +101,7 @@ def test_what_is_no_document_is_told_plainly(turnstone: Run, tmp_path: Path) -> 
     assert "is none of rubric, prompt, policy" in turnstone("lint", str(file), "--kind", "poem", code=2)
     assert "does not exist" in turnstone("lint", str(tmp_path / "none.yaml"), code=2)
     assert "is neither a shipped document nor a hash nor a file" in turnstone("show", "v3", code=1)
+    assert "names no file that can be read: File name too long" in turnstone("show", "x" * 300, code=1)
 
 
 def test_differences_are_told_by_meaning(turnstone: Run, tmp_path: Path) -> None:

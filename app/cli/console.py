@@ -12,6 +12,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST_ID = 2**63 - 1
 ALL = 1_000_000
+_LONGEST_SHOWN = 100
 SessionId = Annotated[int, typer.Argument(max=LARGEST_ID, help="The session's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for other programs.")]
 MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
@@ -92,6 +94,15 @@ def is_text(argument: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_file(which: str) -> bool:
+    """Whether an argument names a file. A name that no file can have, or a place that is closed to us, is told."""
+    try:
+        return Path(which).is_file()
+    except OSError as error:
+        shown = which if len(which) <= _LONGEST_SHOWN else f"{which[:_LONGEST_SHOWN]}…"
+        raise StartupError(f"{shown} names no file that can be read: {error.strerror}.", "Choose another.") from None
 
 
 def no_such(what: str, which: object) -> StartupError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from app.cli.console import AsJson, Limit, fail, loading, say, when, with_database
+from app.cli.console import AsJson, Limit, fail, is_file, loading, say, when, with_database
 from app.core.errors import StartupError
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _find(wanted: list[str]) -> list[_Found]:
         if shipped is not None:
             kind, name, text = shipped
             found[which] = _Found(which, name, text, kind)
-        elif Path(which).is_file():
+        elif is_file(which):
             found[which] = _read_file(Path(which))
         elif not _HASH.fullmatch(which):
             problem = f"{which} is neither a shipped document nor a hash nor a file."
