@@ -155,7 +155,7 @@ class ResolveRequest(_Body):
 class OverrideRequest(_Body):
     """A person's score of a turn, 0 to 100, and why."""
 
-    score: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    score: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True)]
     reason: Said
     person: Person
 
