@@ -32,6 +32,7 @@ from tests.support.chat import Command, environment, new_pair, wait_until
 from tests.support.core import FakeCore
 from tests.support.judge import JudgeReply, ScriptedJudge
 from tests.support.service import Service
+from tests.support.short_documents import store_short_documents
 from tests.test_docs import blocks
 from tests.test_evaluation import FINAL, PROMPT, all_done, ask, judge_settings, running_turn, runs, told
 from tests.test_openapi import checked_client
@@ -170,6 +171,28 @@ async def test_commands_say_what_is_wrong(
     assert "There is no such review" in await turnstone(
         "review", "resolve", "99", "--person", "kim", "--resolution", "seen", code=1
     )
+
+
+async def test_what_would_leave_every_turn_unscored_is_refused_at_once(
+    judged: Service, turnstone: Callable[..., Any], rows: Rows, tmp_path: Path
+) -> None:
+    with checked_client(judged) as http:
+        http.put("/api/exams/7", json={"problem_text": "Find a path.", "language": "ko"}).raise_for_status()
+    await ask(judged, PROMPT, exam_id=7, participant_id=1)
+    await ask(judged, PROMPT)
+    await all_done(rows, 2)
+    rubric = judged.call(store_short_documents())["rubric"]
+    again = ("evaluate", "rerun", "--no-wait", "--exam")
+    assert "has no text in ko" in await turnstone(*again, "7", "--rubric", rubric, code=1)
+    for judge_model in ("gpt-4", "openai:", "openai:\udcff"):
+        assert "is no judge" in await turnstone(*again, "7", "--judge-model", judge_model, code=1)
+    assert "File name too long" in await turnstone(*again, "7", "--rubric", "x" * 300, code=1)
+    assert len(runs(rows)) == 2
+    assert "1 turns to judge" in await turnstone(*again, "1", "--rubric", rubric), "that one is in English"
+    mine = tmp_path / "another.name.yaml"
+    mine.write_text(shipped("rubric", "standard").replace("name: standard", "name: mine"), encoding="utf-8")
+    assert "1 turns to judge" in await turnstone(*again, "7", "--rubric", str(mine))
+    assert rows.one("SELECT count(*) AS n FROM evaluation_documents WHERE name = 'mine'")["n"] == 1
 
 
 async def test_a_persons_score_stands_beside_the_machines_and_counts(
@@ -467,6 +490,8 @@ def test_bad_input_is_a_problem(judged: Service) -> None:
             (f"/api/sessions/{session}/turns/none/override", {"score": 1, **SOMEBODY}, 404),
             ("/api/sessions/999/turns/t1/override", {"score": 1, **SOMEBODY}, 404),
             (f"/api/sessions/{session}/turns/t1/override", {"score": 101, **SOMEBODY}, 422),
+            (f"/api/sessions/{session}/turns/t1/override", {"score": True, **SOMEBODY}, 422),
+            (f"/api/sessions/{session}/turns/t1/override", {"score": "80", **SOMEBODY}, 422),
             (f"/api/sessions/{session}/turns/t1/override", {"score": 1, "person": "\x00", "reason": "r"}, 422),
             (f"/api/sessions/{session}/turns/t1/override", {"score": 1, "person": " ", "reason": "r"}, 422),
             (f"/api/sessions/{session}/turns/a%00b/appeal", SOMEBODY, 422),

@@ -20,6 +20,7 @@ from app.infrastructure.repositories.exam_repository import ExamRepository
 from tests.conftest import Rows
 from tests.support.provider import Provider
 from tests.support.service import Service
+from tests.support.short_documents import store_short_documents
 from tests.test_openapi import checked_client
 from tests.test_rest import all_pages, problem, say
 
@@ -138,6 +139,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"guard": {"ask_model": "yes"}}, "ask_model"),
     ({"guard": {"colour": "red"}}, "colour"),
     ({"colour": "red"}, "colour"),
+    ({"judge_model": "gpt-4"}, "is no judge: it is local, or provider:model"),
+    ({"judge_model": ":gpt-4"}, "is no judge"),
+    ({"judge_model": "openai:"}, "is no judge"),
 ]
 
 
@@ -147,6 +151,14 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(rest: httpx.Client) -
         answer = rest.put(EXAM, json={"problem_text": "Sort.", "language": "ko", **wrong})
         assert said in problem(answer, 422, "invalid_frame"), wrong
         assert rest.get(EXAM).json() == before, wrong
+
+
+def test_a_rubric_has_to_have_the_exams_language(rest: httpx.Client, service: Service) -> None:
+    rubric = service.call(store_short_documents())["rubric"]
+    before = put(rest, rubric=rubric)
+    answer = rest.put(EXAM, json={"problem_text": "Sort.", "language": "ko", "rubric": rubric})
+    assert "The rubric short has no text in ko, only in en" in problem(answer, 422, "invalid_frame")
+    assert rest.get(EXAM).json() == before
 
 
 def test_many_at_once_make_versions_without_a_gap(rest: httpx.Client, rows: Rows) -> None:

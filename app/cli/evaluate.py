@@ -15,6 +15,7 @@ from app.cli.console import (
     LARGEST_ID,
     AsJson,
     SessionId,
+    is_file,
     is_text,
     loading,
     no_such,
@@ -25,11 +26,12 @@ from app.cli.console import (
 )
 from app.cli.evaluation_lines import compare, show_run
 from app.core.errors import StartupError
+from app.domain.judge_names import JUDGES, is_judge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from app.application.services.evaluation_service import EvaluationService
+    from app.application.services.evaluation_service import EvaluationService, RerunOrder
     from app.core.settings import Settings
     from app.domain.documents import DocumentKind
     from app.domain.judge_prompt import Shape
@@ -119,6 +121,8 @@ def rerun(
         raise typer.BadParameter("--publish needs the judgements: leave out --no-wait.")
 
     documents = _Document.of(rubric), _Document.of(prompt), _Document.of(policy)
+    if judge_model is not None and not (is_text(judge_model) and is_judge(judge_model)):
+        raise StartupError(f"{judge_model} is no judge.", f"It is {JUDGES}.")
 
     async def judge_again() -> None:
         from app.application.services.evaluation_service import RerunOrder
@@ -141,6 +145,7 @@ def rerun(
             asked_by=_who(),
         )
         service = await _service(settings)
+        await _check(service, order)
         batch, count = "", 0
         async for batch, count in service.record_rerun(order):  # noqa: B007  # the last ones are wanted
             say(f"{count} turns to judge")
@@ -262,7 +267,10 @@ async def _service(settings: Settings) -> EvaluationService:
 
 @dataclass(frozen=True)
 class _Document:
-    """What an option names: something shipped or kept, or a file with its text."""
+    """What an option names: something shipped or kept, or a file with its text.
+
+    A file's ``name`` is for a document that gives itself none.
+    """
 
     name: str
     text: str | None = None
@@ -271,12 +279,12 @@ class _Document:
     def of(cls, which: str | None) -> _Document | None:
         if which is None:
             return None
-        file = Path(which)
-        return cls(file.name.partition(".")[0], _read(file)) if file.is_file() else cls(which)
+        return cls(Path(which).stem, _read(Path(which))) if is_file(which) else cls(which)
 
 
 async def _pin(kind: DocumentKind, which: _Document | None) -> str | None:
     """The hash of a document, which is kept from now on."""
+    from app.domain.document_reading import name_of, read_document
     from app.domain.documents import DocumentError
     from app.infrastructure.persistence.session import get_db_context
     from app.infrastructure.repositories.document_repository import DocumentRepository
@@ -290,12 +298,23 @@ async def _pin(kind: DocumentKind, which: _Document | None) -> str | None:
             documents = DocumentRepository(db)
             shape: Shape | None = "judge" if kind == "prompt" else None
             if which.text is not None:
-                key = await documents.put(kind, which.name, which.text)
+                own_name = name_of(read_document(kind, which.text))
+                key = await documents.put(kind, own_name or which.name, which.text)
                 return await documents.pin(kind, key, shape=shape)
             kept = await documents.starting_with(which.name) if len(which.name) >= _HASH_BEGINNING else []
             return await documents.pin(kind, kept[0].hash if len(kept) == 1 else which.name, shape=shape)
     except DocumentError as error:
         raise StartupError(f"{error.message}.", "`turnstone rubric lint` checks a file.") from None
+
+
+async def _check(service: EvaluationService, order: RerunOrder) -> None:
+    """Refuse at once what would leave every turn without a score a day later."""
+    from app.core.errors import TurnstoneError
+
+    try:
+        await service.check(order)
+    except TurnstoneError as error:
+        raise StartupError(f"{error.message}.", "Choose another rubric, or add the text to yours.") from None
 
 
 def _read(file: Path) -> str:

@@ -14,6 +14,7 @@ from app.application.evaluation.record import tell
 from app.application.services.callback_service import CallbackService
 from app.core.errors import ErrorCode, TurnstoneError
 from app.domain.conversation import FinishReason, TurnStatus
+from app.domain.rubric import LANGUAGES, Rubric
 from app.domain.scoring import ScorePolicy
 from app.infrastructure.persistence.models import (
     EvaluationRun,
@@ -88,6 +89,21 @@ class EvaluationService:
     def __init__(self, default: JudgedBy, *, held: bool) -> None:
         self._default = default
         self._held = held
+
+    async def check(self, order: RerunOrder) -> None:
+        """Refuse a rubric that has no text in a language in which turns would be judged by it.
+
+        Raises:
+            DocumentError: with the language.
+        """
+        if order.rubric is None:
+            return
+        async with get_db_context() as db:
+            rubric = Rubric.parse(await DocumentRepository(db).content("rubric", order.rubric))
+            used = await EvaluationRepository(db).languages(order.exam_id, order.session_id)
+        for language in LANGUAGES:
+            if language in used:
+                rubric.text(language)
 
     async def record_rerun(self, order: RerunOrder) -> AsyncIterator[tuple[str, int]]:
         """Record a run for every turn that is judged; yields the batch's name and the runs so far, session by session.

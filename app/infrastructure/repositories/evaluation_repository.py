@@ -11,9 +11,11 @@ from sqlalchemy import and_, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import aliased
 
 from app.domain.conversation import FinishReason
+from app.domain.exam_settings import DEFAULT_LANGUAGE
 from app.infrastructure.persistence.models import (
     EvaluationRun,
     EvaluationTypeEnum,
+    ExamVersion,
     JudgeCall,
     PromptEvaluation,
     PromptSession,
@@ -221,6 +223,26 @@ class EvaluationRepository:
             of_exam = select(PromptSession.id).where(PromptSession.exam_id == exam_id)
             statement = statement.where(PromptTurn.session_id.in_(of_exam))
         return (await self._db.scalars(statement)).all()
+
+    async def languages(self, exam_id: int | None, session_id: int | None) -> set[str]:
+        """Languages of the exams' settings under which those of `judgeable_turns` ran."""
+        language = func.coalesce(ExamVersion.settings["language"].astext, DEFAULT_LANGUAGE)
+        statement = (
+            select(language)
+            .select_from(PromptTurn)
+            .join(PromptSession, PromptSession.id == PromptTurn.session_id)
+            .outerjoin(
+                ExamVersion,
+                and_(ExamVersion.exam_id == PromptSession.exam_id, ExamVersion.version == PromptTurn.exam_version),
+            )
+            .where(PromptTurn.finish_reason.in_(JUDGED_ENDINGS))
+            .distinct()
+        )
+        if session_id is not None:
+            statement = statement.where(PromptSession.id == session_id)
+        if exam_id is not None:
+            statement = statement.where(PromptSession.exam_id == exam_id)
+        return set(await self._db.scalars(statement))
 
     async def batch(
         self, batch: str, *, after: int = 0, limit: int = 500

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from app.domain.exam_settings import DEFAULT_LANGUAGE, MOST_SAMPLES, MOST_SUBMISSIONS, ExamSettings, Language
 from app.domain.guard_policy import GuardAction, GuardRules
 from app.domain.guarding import GuardLabel
+from app.domain.judge_names import JUDGES, is_judge
 from app.infrastructure.persistence.models import Exam, ExamVersion
 from app.presentation.schemas.bodies import Text
 
@@ -22,6 +23,15 @@ def _without_nul(text: str) -> str:
 
 Storable = Annotated[Text, AfterValidator(_without_nul)]
 Name = Annotated[Storable, StringConstraints(min_length=1, max_length=128)]
+
+
+def _a_judge(model: str) -> str:
+    if not is_judge(model):
+        raise ValueError(f"is no judge: it is {JUDGES}")
+    return model
+
+
+JudgeModel = Annotated[Name, AfterValidator(_a_judge)]
 
 
 class _Body(BaseModel):
@@ -56,7 +66,7 @@ class ExamRequest(_Body):
     samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES, strict=True)] | None = Field(
         None, description="independent judgements of each prompt; null: as the score policy has it"
     )
-    judge_model: Name | None = Field(None, description="the model that judges; null: the service's")
+    judge_model: JudgeModel | None = Field(None, description="the model that judges; null: the service's")
     submissions: Annotated[int, Field(ge=1, le=MOST_SUBMISSIONS, strict=True)] = Field(
         1, description="how many each session may hand in"
     )

@@ -10,6 +10,7 @@ from app.core.errors import ErrorCode, TurnstoneError
 from app.domain.documents import DocumentKind
 from app.domain.exam_settings import ExamSettings, default_document
 from app.domain.judge_prompt import Shape
+from app.domain.rubric import Rubric
 from app.infrastructure.persistence.models import Exam
 from app.infrastructure.persistence.session import Transaction, get_db_context
 from app.infrastructure.repositories.document_repository import DocumentRepository
@@ -59,9 +60,12 @@ async def _settings(db: Transaction, body: ExamRequest) -> ExamSettings:
         shape: Shape | None = "judge" if kind == "prompt" else None
         return await documents.pin(kind, named or default_document(kind, body.language), shape=shape)
 
+    rubric = await pin("rubric", body.rubric)
+    if body.rubric is not None:  # what is shipped has every language
+        Rubric.parse(await documents.content("rubric", rubric)).text(body.language)
     return ExamSettings(
         body.problem_text,
-        rubric=await pin("rubric", body.rubric),
+        rubric=rubric,
         judge_prompt=await pin("prompt", body.judge_prompt),
         score_policy=await pin("policy", body.score_policy),
         language=body.language,
