@@ -13,7 +13,8 @@ from app.application.evaluation.outcome import told
 from app.application.evaluation.record import tell
 from app.application.services.callback_service import CallbackService
 from app.core.errors import ErrorCode, TurnstoneError
-from app.domain.conversation import FinishReason, TurnStatus
+from app.domain.conversation import TurnStatus
+from app.domain.guard_policy import GuardAction
 from app.domain.rubric import LANGUAGES, Rubric
 from app.domain.scoring import ScorePolicy
 from app.infrastructure.persistence.models import (
@@ -210,7 +211,10 @@ class EvaluationService:
             override = await ReviewRepository(db).override(session_id, turn.turn, score, reason, person, revision)
             run = await evaluations.told_run(session_id, turn.turn)
             result = run.result if run is not None else None
-            log, counted = told(_not_judged(turn) if result is None else result, override)
+            if result is None:
+                done = await SessionRepository(db).guard_action(session_id, turn.turn)
+                result = _not_judged(turn, refused=done is GuardAction.REFUSE)
+            log, counted = told(result, override)
             await CallbackService(db, held=self._held).send_turn_evaluation(
                 session_id, turn.turn, log, counted, revision=revision
             )
@@ -269,7 +273,7 @@ async def resolve_review_item(item_id: int, person: str, resolution: str) -> Non
         raise TurnstoneError(ErrorCode.INVALID_FRAME, "The review item has been resolved already.")
 
 
-def _not_judged(turn: PromptTurn) -> Mapping[str, Any]:
+def _not_judged(turn: PromptTurn, *, refused: bool) -> Mapping[str, Any]:
     """The log of a turn of which no judgement is known, to stand beside a person's score."""
     return {
         "turn_id": int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id,
@@ -284,7 +288,7 @@ def _not_judged(turn: PromptTurn) -> Mapping[str, Any]:
         "withheld": [],
         "versions": {**dict.fromkeys(("rubric", "prompt", "policy", "judge_model")), "exam_version": turn.exam_version},
         "components": {
-            "guard": "refused" if turn.finish_reason is FinishReason.REFUSED else "passed",
+            "guard": "refused" if refused else "passed",
             "judge": "not_asked",
         },
     }
