@@ -211,10 +211,9 @@ class EvaluationService:
             override = await ReviewRepository(db).override(session_id, turn.turn, score, reason, person, revision)
             run = await evaluations.told_run(session_id, turn.turn)
             result = run.result if run is not None else None
-            if result is None:
-                done = await SessionRepository(db).guard_action(session_id, turn.turn)
-                result = _not_judged(turn, refused=done is GuardAction.REFUSE)
-            log, counted = told(result, override)
+            done = await SessionRepository(db).guard_action(session_id, turn.turn)
+            unjudged = _not_judged(turn, refused=done is GuardAction.REFUSE)
+            log, counted = told(unjudged if result is None else result, override)
             await CallbackService(db, held=self._held).send_turn_evaluation(
                 session_id, turn.turn, log, counted, revision=revision
             )
