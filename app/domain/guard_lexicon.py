@@ -7,6 +7,8 @@ named in ``WIDER``, so that what is learned of one helps with the others.
 
 from __future__ import annotations
 
+from app.domain.normalising import plain
+
 _IDEAS = {
     "YOU": (
         "=you =your =yours =yourself =ur =u =you're =you've =urself =you'll =tu =tus =deine =dein =deiner "
@@ -253,7 +255,7 @@ def _stems() -> dict[str, tuple[str, ...]]:
     known: dict[str, list[str]] = {}
     for idea, words in _IDEAS.items():
         for stem in words.split():
-            known.setdefault(stem, []).append(idea)
+            known.setdefault(plain(stem), []).append(idea)
     return {
         stem: tuple(dict.fromkeys([*found, *(WIDER[idea] for idea in found if idea in WIDER)]))
         for stem, found in known.items()
