@@ -29,10 +29,12 @@ class Suspicion:
 
     ``score`` has no unit. ``label`` names the most likely kind of attack (``PROMPT_EXFILTRATION``,
     ``JUDGE_MANIPULATION`` or ``JAILBREAK``) where the score passes the threshold that training chose, else it is None.
+    ``labels`` has the kind of each window whose score does: one message may hold several attacks.
     """
 
     score: float
     label: str | None
+    labels: frozenset[str] = frozenset()
 
 
 class GuardClassifier:
@@ -57,8 +59,9 @@ class GuardClassifier:
 
     def judge(self, message: str) -> Suspicion:
         """Judge one message: under 1 ms for 500 characters, and bounded for the longest one."""
-        score, window = max((self._score(window), window) for window in windows(folded(message)))
-        return Suspicion(score, self._kind_of(window) if score > self.threshold else None)
+        scored = sorted(((self._score(window), window) for window in windows(folded(message))), reverse=True)
+        kinds = [self._kind_of(window) for score, window in scored if score > self.threshold]
+        return Suspicion(scored[0][0], kinds[0] if kinds else None, frozenset(kinds))
 
     def _score(self, window: str) -> float:
         characters, words = sizes(window)

@@ -5,13 +5,13 @@ A message is read piece by piece, so that whoever inspects a long one can do som
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from app.domain.guard_classifier import GuardClassifier, guard_classifier
 from app.domain.guard_topics import topics_of
 from app.domain.guarding import ATTACKS, GuardLabel, accusations
-from app.domain.normalising import plain
+from app.domain.normalising import decoded, plain
 
 PIECE, OVERLAP = 1_200, 300
 """Characters from the start of one piece to that of the next, and how many of them both have; no rule spans more."""
@@ -22,29 +22,34 @@ GREY_FROM, GREY_TO = -0.7, 0.2
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found.
+    """What was found in a message, or in one piece of it.
 
     Attributes:
         by_rule: labels of the rules.
         margin: how far the classifier's score lies above its threshold, of the piece where that is most.
-        kind: the attack that the classifier takes that piece for, where the margin is above 0.
-        passage: the piece.
+        kinds: the attacks that the classifier takes pieces for, of all whose margin is above 0.
+        passage: the piece that a model would be asked about: a doubtful one, and of those one that has no kind if there
+            is any. Another piece's label, which the exam may allow, says nothing about it.
+        doubtful: whether a model's opinion would be worth a call: there is a piece that no rule calls an attack and of
+            which the classifier is not sure.
+        elsewhere: those of the kinds that other pieces than ``passage`` have.
     """
 
     by_rule: frozenset[GuardLabel]
     margin: float
-    kind: GuardLabel | None
+    kinds: frozenset[GuardLabel]
     passage: str
+    doubtful: bool
+    elsewhere: frozenset[GuardLabel] = frozenset()
 
     @property
     def labels(self) -> frozenset[GuardLabel]:
         """All labels of the message."""
-        return self.by_rule if self.kind is None else self.by_rule | {self.kind}
+        return self.by_rule | self.kinds
 
-    @property
-    def doubtful(self) -> bool:
-        """Whether a model's opinion would be worth a call: no rule says attack, and the classifier is not sure."""
-        return not self.by_rule & ATTACKS and GREY_FROM <= self.margin <= GREY_TO
+    def labels_with(self, attack: frozenset[GuardLabel]) -> frozenset[GuardLabel]:
+        """All labels after a model was asked about ``passage``: its word stands for the classifier's on that alone."""
+        return self.by_rule | self.elsewhere | attack
 
 
 def inspected(message: str) -> Inspection:
@@ -59,14 +64,20 @@ def inspected(message: str) -> Inspection:
 
 
 def inspecting(message: str) -> Generator[None, None, Inspection]:
-    """As `inspected`, with a stop after every piece but the last."""
-    found: Inspection | None = None
+    """As `inspected`, with a stop after every piece but the last; base64 in a message of several is read before them.
+
+    A piece begins anywhere in a blob, where its letters stand for other bytes.
+    """
+    several = len(message) > PIECE + OVERLAP
+    message = decoded(message)
+    if several:
+        yield
+    found: list[Inspection] = []
     for piece in _pieces(message):
-        if found is not None:
+        if found:
             yield
-        found = _more_of(found, _inspect(piece))
-    assert found is not None, "there is at least one piece"
-    return found
+        found.append(_inspect(piece))
+    return _together(found)
 
 
 def _inspect(piece: str) -> Inspection:
@@ -74,8 +85,9 @@ def _inspect(piece: str) -> Inspection:
     suspicion = classifier.judge(piece)
     seen = plain(piece)
     by_rule = _attacks_of(seen, classifier) | topics_of(seen)
-    kind = None if suspicion.label is None else GuardLabel(suspicion.label)
-    return Inspection(by_rule, suspicion.score - classifier.threshold, kind, piece)
+    margin = suspicion.score - classifier.threshold
+    doubtful = not by_rule & ATTACKS and GREY_FROM <= margin <= GREY_TO
+    return Inspection(by_rule, margin, frozenset(map(GuardLabel, suspicion.labels)), piece, doubtful)
 
 
 def _attacks_of(seen: str, classifier: GuardClassifier) -> frozenset[GuardLabel]:
@@ -90,11 +102,20 @@ def _attacks_of(seen: str, classifier: GuardClassifier) -> frozenset[GuardLabel]
     return frozenset(found)
 
 
-def _more_of(before: Inspection | None, piece: Inspection) -> Inspection:
-    if before is None:
-        return piece
-    worse = max(before, piece, key=lambda one: one.margin)
-    return Inspection(before.by_rule | piece.by_rule, worse.margin, worse.kind, worse.passage)
+def _together(pieces: Sequence[Inspection]) -> Inspection:
+    """What was found in a message, by what was found in its pieces, of which there is at least one."""
+    worst = max(pieces, key=lambda piece: piece.margin)
+    doubtful = [piece for piece in pieces if piece.doubtful]
+    asked = max(doubtful, key=lambda piece: (not piece.kinds, piece.margin), default=worst)
+    nothing: frozenset[GuardLabel] = frozenset()
+    return Inspection(
+        nothing.union(*[piece.by_rule for piece in pieces]),
+        worst.margin,
+        nothing.union(*[piece.kinds for piece in pieces]),
+        asked.passage,
+        bool(doubtful),
+        nothing.union(*[piece.kinds for piece in pieces if piece is not asked]),
+    )
 
 
 def _pieces(message: str) -> Iterator[str]:

@@ -67,5 +67,5 @@ async def _asked(context: TurnContext, found: Inspection) -> frozenset[GuardLabe
         asked.call.outcome = "completed"
         attack = read_answer(asked.answer)
         if attack is not None:
-            return found.by_rule | attack
+            return found.labels_with(attack)
     return found.labels
