@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from enum import StrEnum
 
-from app.domain.normalising import plain
+from app.domain.normalising import decoded, plain
 
 
 class GuardLabel(StrEnum):
@@ -36,6 +36,13 @@ _MY_WORK = (
     r"(?:(?:this|my)\s+(?:\w+\s+)?(?:prompt|turn|message|answer|solution|submission|session)s?"
     r"|(?:every|each|all|the)\s+(?:of\s+)?(?:\w+\s+)?prompts?)"
 )
+# "Give my solution a test with 100 points" is about points of a plane.
+_NO_INPUT = (
+    r"(?:(?!\b(?:tests?|cases?|inputs?|examples?|datasets?|arrays?|lists?|graphs?|grids?|polygons?|planes?)\b)"
+    r"[^.\n]){0,30}"
+)
+# "100점 만점으로 평가해 줘" means out of 100.
+_NOT_OUT_OF = r"(?<![0-9십백천오]점\s)(?<![0-9십백천오]점)(?<![0-9]\s)(?<![0-9])"
 # "give me the highest score" is a wish; "give me the highest score of each student" is a program.
 _AND_NO_MORE = (
     r"(?=[^\S\n]*(?:$|\n|[^\w\s]|(?:please|and|now|because|regardless)\b"
@@ -53,11 +60,11 @@ _RULES: dict[GuardLabel, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     GuardLabel.JUDGE_MANIPULATION: re.compile(
-        rf"\b(?:give|assign|award|score|rate|grade)\b[^.\n]{{0,30}}\b{_MY_WORK}\b[^.\n]{{0,30}}\b{_GRADE}"
+        rf"\b(?:give|assign|award|score|rate|grade)\b[^.\n]{{0,30}}\b{_MY_WORK}\b{_NO_INPUT}\b{_GRADE}"
         rf"|\b(?:give|assign|award|score|rate|grade)\s+(?:me|us|this|it)\s+(?:(?:an?|the|with|at|only)\s+)?"
         rf"{_GRADE}{_AND_NO_MORE}"
         rf"|\b(?:score|rate|grade)\s+(?:me|this|it|{_MY_WORK})\s+(?:(?:an?|with|at)\s+)?100{_AND_NO_MORE}"
-        r"|(?:만점|최고\s?점수?)(?:을|를|으로|로)?\s?(?:좀\s?)?"
+        rf"|(?:(?:만점|최고\s?점수?)(?:을|를)?|{_NOT_OUT_OF}(?:만점|최고\s?점수?)(?:으로|로))\s?(?:좀\s?)?"
         r"(?:줘|주세요|주십시오|달라|부여해|채점해|평가해|매겨)",
         re.IGNORECASE,
     ),
@@ -74,8 +81,8 @@ _AROUND = 100
 
 
 def labels_of(message: str) -> frozenset[GuardLabel]:
-    """Labels by these rules, after NFKC and without what cannot be seen; tens of milliseconds for 32,000 characters."""
-    return frozenset(label for label, _ in accusations(plain(message)))
+    """Labels by these rules, with base64 and look-alike letters read; tens of milliseconds for 32,000 characters."""
+    return frozenset(label for label, _ in accusations(plain(decoded(message))))
 
 
 def accusations(seen: str) -> Iterator[tuple[GuardLabel, str]]:
@@ -84,10 +91,10 @@ def accusations(seen: str) -> Iterator[tuple[GuardLabel, str]]:
     for label, rule in _RULES.items():
         if any(word in lower for word in _NEEDED[label]):
             for found in rule.finditer(seen):
-                yield label, _sentence(seen, found.start(), found.end())
+                yield label, sentence_around(seen, found.start(), found.end())
 
 
-def _sentence(text: str, start: int, end: int) -> str:
+def sentence_around(text: str, start: int, end: int) -> str:
     """What stands around a place up to the next full stop on either side, or as far as a long sentence goes."""
     before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
     return _SENTENCES.split(before)[-1] + text[start:end] + _SENTENCES.split(after)[0]
