@@ -33,7 +33,7 @@ from guard_training.generating import extras
 
 NGRAM_IN, PAIR_IN, IDEA_IN = 8, 5, 3
 """N-grams, pairs and ideas are looked at that occur in at least this many windows."""
-KEPT = 66_000
+KEPT = 65_500
 """So many of them count in the end: those that do most in a first fit. Half a million would do next to nothing more."""
 NGRAM_VALUE, PAIR_VALUE, IDEA_VALUE = 0.5, 0.45, 0.1
 """Value of what is there, before that of n-grams and pairs is divided by the window's size: the less, the more careful
