@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from app.domain.judging import ATTEMPTS, JudgeRequest, judge_turn
+import pytest
+
+from app.domain.judging import ATTEMPTS, JudgeRequest, judge_turn, pasted, requests, turn
 from app.domain.judging.tasks import Trials, Withhold
 from app.domain.judging.trials import CONTROLS
 from app.domain.sampling import Doubt
@@ -216,3 +221,29 @@ async def test_a_judge_that_is_moved_once_by_chance_is_asked_more_often_and_nobo
     assert not judged.is_suspicious
     assert not judged.withheld
     assert [call.sample for call in judged.calls if call.purpose == "judge"] == [0, 1]
+
+
+async def test_the_loop_serves_others_while_the_longest_prompt_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever reads a text runs beside the loop's thread, and there is one such thread."""
+    readers: dict[str, set[int]] = {}
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*args: Any, **kwargs: Any) -> Any:
+            readers.setdefault(name, set()).add(threading.get_ident())
+            return real(*args, **kwargs)
+
+        return read
+
+    for module, names in (
+        (pasted, ("shown",)),
+        (requests, ("shown", "blanked", "passages", "mentions_judging", "clauses")),
+        (turn, ("build_request", "read_answer", "withheld_spans", "suspicious_texts", "all_shown", "is_quotable")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, noting(f"{module.__name__}.{name}", getattr(module, name)))
+    message = f"{ORDER} {'Every name is a word of its own. ' * 1_000}"[:32_000]
+    judged = await judge_turn(ScriptedJudge(obedient), task(message, problem_text="Sort some names by their length."))
+    assert judged.withheld, "all that can be done with a prompt was done"
+    assert len(readers) == 12
+    [reader] = set[int]().union(*readers.values())
+    assert reader != threading.get_ident()

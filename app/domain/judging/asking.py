@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
+from app.domain.judging.aside import aside
 from app.domain.judging.tasks import JudgeCall, JudgeClient, JudgeRequest, Purpose, Said, UnreadableAnswerError
 from app.domain.scoring import Unscored
 
@@ -49,10 +50,10 @@ async def ask(
     told: str | None = None
     no_evidence = False
     for attempt in range(ATTEMPTS):
-        request = build(told)
+        request = await aside(build, told)
         answer = await client.complete(request)
         try:
-            said = read(answer.raw)
+            said = await aside(read, answer.raw)
         except UnreadableAnswerError as error:
             told, no_evidence = error.reason, error.no_evidence
             calls.append(JudgeCall(purpose, sample, attempt, request, answer, None, told))

@@ -8,12 +8,12 @@ shown as what is not to be marked. docs/adr/0008 has the reasons.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Final
 
+from app.domain.judging.aside import aside
 from app.domain.judging.asking import Asked, ask, at_once, set_aside
 from app.domain.judging.panel_requests import (
     PanelMark,
@@ -100,9 +100,9 @@ async def judge_panel(client: JudgeClient, task: PanelTask) -> PanelJudgement:
         DocumentError: the template cannot be used, or the rubric has no text in the language.
     """
     panel = _Panel(client, [])
-    if not task.shown.is_quotable:
+    if not await aside(lambda: task.shown.is_quotable):
         return panel.unscored(task, "there is no prompt to mark")
-    tried = task.trials is Trials.ALWAYS or await _mentions_judging(task)
+    tried = task.trials is Trials.ALWAYS or await aside(_mentions_judging, task)
     if tried:
         acquitted = await panel.without_what_acts(task)
         if isinstance(acquitted, Unscored):
@@ -207,12 +207,8 @@ def _seats(task: PanelTask) -> int:
     return max(task.policy.panel_judges, FEWEST_JUDGES)
 
 
-async def _mentions_judging(task: PanelTask) -> bool:
-    for turn in task.shown.turns:
-        await asyncio.sleep(0)  # a long text takes tens of milliseconds, and a session has many
-        if mentions_judging(turn.prompt.text) or mentions_judging(turn.answer.text):
-            return True
-    return False
+def _mentions_judging(task: PanelTask) -> bool:
+    return any(mentions_judging(turn.prompt.text) or mentions_judging(turn.answer.text) for turn in task.shown.turns)
 
 
 def _medians(judges: Sequence[PanelSample | Unscored]) -> Mapping[Criterion, float | Unscored]:

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from typing import Final
 
 from app.domain.judging.answers import read_answer
+from app.domain.judging.aside import aside
 from app.domain.judging.asking import Asked, ask, at_once, set_aside
 from app.domain.judging.combining import combine, is_settled, spread
 from app.domain.judging.pasted import is_pasted_problem
@@ -58,25 +59,25 @@ async def judge_turn(client: JudgeClient, task: JudgeTask) -> TurnJudgement:
     Raises:
         ModelError: the judge cannot be asked. Calls made before are lost to the caller but not to such a client.
     """
-    if is_pasted_problem(task.message, task.problem_text):
+    if await aside(is_pasted_problem, task.message, task.problem_text):
         verdict = task.policy.pasted_problem()
         return TurnJudgement(None, {}, verdict, 0, "", ())
     run = _Run(client, [])
-    tried = task.trials is Trials.ALWAYS or mentions_of_judging(task)
+    tried = task.trials is Trials.ALWAYS or await aside(mentions_of_judging, task)
     if tried:
         acquitted = await run.without_what_acts(task)
         if isinstance(acquitted, Unscored):
-            return run.judgement(task, [acquitted])
+            return await run.judgement(task, [acquitted])
         task = acquitted
     samples = await run.first_samples(task)
     if not tried and any(isinstance(one, Judgement) and is_too_good(_scores(one)) for one in samples):
         acquitted = await run.without_what_acts(task)
         if isinstance(acquitted, Unscored):
-            return run.judgement(task, [acquitted])
+            return await run.judgement(task, [acquitted])
         if acquitted is not task:
             run.set_samples_aside()
             task, samples = acquitted, await run.first_samples(acquitted)
-    return run.judgement(task, await run.all_samples(task, samples))
+    return await run.judgement(task, await run.all_samples(task, samples))
 
 
 class Placed(Enum):
@@ -95,12 +96,12 @@ class _Run:
     is_moved: bool = False
     is_suspicious: bool = False
 
-    def judgement(self, task: JudgeTask, samples: Sequence[Judgement | Unscored]) -> TurnJudgement:
+    async def judgement(self, task: JudgeTask, samples: Sequence[Judgement | Unscored]) -> TurnJudgement:
         """What the samples come to, and what was done for it."""
         return replace(
             combine(samples, task.policy),
             withhold=task.withhold,
-            withheld=withheld_spans(task),
+            withheld=await aside(withheld_spans, task),
             is_suspicious=self.is_suspicious,
             calls=tuple(self.calls),
         )
@@ -153,9 +154,9 @@ class _Run:
     async def without_what_acts(self, task: JudgeTask) -> JudgeTask | Unscored:
         """The task itself where it does not act on the judge, or else without what does."""
         while (how := await self._how_obeyed(task)) is not None:
-            if (shorter := _with_less(task)) is None:
+            if (shorter := await aside(_with_less, task)) is None:
                 return Unscored("the prompt acts on the judge, and by what cannot be told")
-            if not is_quotable(shorter):
+            if not await aside(is_quotable, shorter):
                 if how is Placed.BEHIND:
                     break  # an honest sentence may earn the control that much, so it is no reason to judge nothing
                 return Unscored("all of the prompt speaks to the judge")
@@ -169,9 +170,10 @@ class _Run:
         where orders about "this prompt" hold for it; and the whole prompt in the conversation before it, where no
         honest word can earn the request a mark, so that everything may be tried.
         """
-        texts = suspicious_texts(task)
+        texts = await aside(suspicious_texts, task)
         # An order about the intent shows only where the request is for something else than the order says.
-        for number, control in enumerate(CONTROLS[task.language][: 1 + names_an_intent(task)]):
+        controls = 1 + await aside(names_an_intent, task)
+        for number, control in enumerate(CONTROLS[task.language][:controls]):
             plain = replace(task, message=control, context=(), problem_text=None, withhold=Withhold.NOTHING)
             if number not in self.controls:
                 self.controls[number] = await self._tried(plain, "control", FIRST_TRIAL + number)
