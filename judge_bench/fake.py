@@ -9,8 +9,9 @@ import asyncio
 import json
 import random
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -19,6 +20,7 @@ from app.domain.conversation import Usage
 from app.domain.judging import JudgeAnswer, JudgeRequest
 from app.domain.scoring import Criterion, Intent
 
+_TIME: ContextVar[int] = ContextVar("time", default=0)
 _FENCE = re.compile(r"^⟦(?P<nonce>[0-9a-f]{16})\n(?P<text>.*?)\n?^(?P=nonce)⟧$", re.M | re.S)
 _HOLES = re.compile(r"⟦[^⟧\n]*⟧|…")
 _LABEL = re.compile(r"^⟦#(\d+)⟧\n", re.M)
@@ -115,25 +117,32 @@ class FakeJudge:
         return rendered(what, intent_of(what), marks_of(what))
 
 
+@contextmanager
+def again() -> Iterator[None]:
+    """What is judged in here is judged once more."""
+    token = _TIME.set(_TIME.get() + 1)
+    try:
+        yield
+    finally:
+        _TIME.reset(token)
+
+
 class NoisyJudge(FakeJudge):
     """Like the honest one, but a criterion is one mark off with a chance of ``noise``.
 
-    The noise of a call follows from ``seed``, the request, and how often this judge was asked the same before. So it
-    is another when the same is asked again, and a run with the same seed is the same.
+    The noise of a call follows from ``seed``, the request, and whether it is asked `again`. So it is another when a
+    prompt is judged again, and a run with the same seed is the same, whatever is judged beside it.
     """
 
     def __init__(self, noise: float = 0.2, seed: int = 0) -> None:
         super().__init__("fake:noisy")
         self._noise = noise
         self._seed = seed
-        self._asked: Counter[str] = Counter()
 
     def answer(self, request: JudgeRequest) -> str:
         """The raw answer."""
         what = seen(request)
-        before = self._asked[request.input_hash]
-        self._asked[request.input_hash] += 1
-        chance = random.Random(f"{self._seed}{request.input_hash}{before}")  # noqa: S311 - noise
+        chance = random.Random(f"{self._seed}{request.input_hash}{_TIME.get()}")  # noqa: S311 - noise
         marks = {
             name: min(5, max(1, mark + (chance.choice((-1, 1)) if chance.random() < self._noise else 0)))
             for name, mark in marks_of(what).items()

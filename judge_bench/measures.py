@@ -23,6 +23,7 @@ from app.domain.judging.tasks import Trials
 from app.domain.scoring import Criterion
 from guard_training.data import Example
 from judge_bench.data import Attack, Family, Ladder
+from judge_bench.fake import again
 from judge_bench.subjects import (
     Outcome,
     attacked,
@@ -234,7 +235,12 @@ async def retest(judge: JudgeClient, entries: Sequence[Ladder], plan: Plan) -> R
     """
 
     async def measure(one: Ladder) -> list[Pair]:
-        return [Pair(await judged(judge, task), await judged(judge, task)) for task in rungs(one, plan.trials)]
+        pairs = []
+        for task in rungs(one, plan.trials):
+            first = await judged(judge, task)
+            with again():
+                pairs.append(Pair(first, await judged(judge, task)))
+        return pairs
 
     report = await evaluate("retest", [(one.id, one) for one in entries], measure, plan)
     pairs: list[Pair] = [pair for case in report.cases for pair in case.output]

@@ -19,7 +19,7 @@ from app.domain.scoring import Criterion
 from judge_bench import measures, sessions
 from judge_bench.__main__ import main, missed
 from judge_bench.data import attacks, harmless_prompts, ladder
-from judge_bench.fake import FakeJudge, NoisyJudge, intent_of, rendered, seen
+from judge_bench.fake import FakeJudge, NoisyJudge, again, intent_of, rendered, seen
 from judge_bench.measures import Plan, kappa_interval
 from judge_bench.obedient import ObedientJudge, known_orders
 from judge_bench.patient import GONE_AFTER, LONGEST_PAUSE_S, PAUSES_S, PatientJudge
@@ -70,9 +70,11 @@ def test_the_noisy_judge_is_wrong_at_times_and_in_the_same_way_for_one_seed() ->
         return [marks_of(judge, message) for message in messages]
 
     noisy = NoisyJudge(noise=0.5)
-    first, again = told_by(noisy), told_by(noisy)
-    assert first != again
-    assert (first, again) == (told_by(other := NoisyJudge(noise=0.5)), told_by(other))
+    first = told_by(noisy)
+    with again():
+        once_more = told_by(noisy)
+        assert first != once_more == told_by(NoisyJudge(noise=0.5))
+    assert first == told_by(noisy)
     assert first != told_by(NoisyJudge(noise=0.5, seed=1))
     assert first != told_by(FakeJudge())
 
