@@ -319,6 +319,7 @@ async def test_a_sandbox_that_is_never_made_is_given_up_with_all_of_it(
     await until_gone([int(outcome.err.kept)])
 
 
+@pytest.mark.slow
 async def test_a_warden_that_hangs_is_killed_and_the_next_run_starts_another(
     runner: BubblewrapRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -753,6 +754,7 @@ except PermissionError:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
 @pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.slow
 async def test_a_worker_leaves_the_first_cpu_to_a_service_or_uses_all(settings: Settings, *, alone: bool) -> None:
     env = environment(settings, TURNSTONE_WORKER__ALONE=str(alone))
     with running(Command("worker", env=env)) as worker:

@@ -61,6 +61,7 @@ def test_every_family_carrier_and_aim_occurs() -> None:
     assert {attack.intent for attack in ATTACKS} == set(Intent)
 
 
+@pytest.mark.slow
 def test_no_two_attacks_are_near_duplicates() -> None:
     assert data.near_duplicates((attack.id, attack.directive) for attack in ATTACKS) == []
     assert data.near_duplicates((attack.id, attack.sent) for attack in ATTACKS) == []

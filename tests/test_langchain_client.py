@@ -479,6 +479,7 @@ async def goes_on(servers: ForeignProviders, connect: Connect, provider: Provide
     assert pieces == list(PIECES)
 
 
+@pytest.mark.slow
 async def test_heartbeats_and_thinking_are_no_silence(servers: ForeignProviders, connect: Connect) -> None:
     pings = [ANTHROPIC_PING] * 10
     writes = anthropic_answer(PIECES, thinking=list("abcdefghij"))

@@ -201,6 +201,7 @@ def turnstone(*words: str, settings: Settings, cwd: Path, **env: str) -> tuple[i
     return Command(*words, env={**environment(settings), **env}, cwd=cwd).ended()
 
 
+@pytest.mark.slow
 def test_commands_lint_import_show_list_and_verify(service: Service, settings: Settings, tmp_path: Path) -> None:
     def run(*words: str, **env: str) -> tuple[int, str]:
         return turnstone("problem", *words, settings=settings, cwd=tmp_path, **env)

@@ -691,6 +691,7 @@ async def test_a_runner_elsewhere_needs_its_address(name: Any) -> None:
         assert runner.name == name
 
 
+@pytest.mark.slow
 async def test_doctor_says_what_runs_programs_and_what_does_not(servers: dict[str, ScriptedRunner]) -> None:
     server = servers["go-judge"]
     server.reset()

@@ -178,6 +178,7 @@ def changed(rows: Rows, statement: str) -> Iterator[None]:
     rows("DROP TABLE as_it_was")
 
 
+@pytest.mark.slow
 def test_each_change_is_found(service: Service, rest: httpx.Client, core: FakeCore, rows: Rows) -> None:
     taken(rest, talked(rest), code=RIGHT, submission_id="s-1")
     ended(rest, "s-1")

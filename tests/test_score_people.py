@@ -102,6 +102,7 @@ def test_what_is_set_while_it_is_evaluated_is_told_too(
     assert service.call(explain_scores("s-1", 1)).is_true and service.call(explain_scores("s-1", 2)).is_true
 
 
+@pytest.mark.slow
 def test_an_appeal_is_heard_by_more_judges_and_told_when_a_person_releases_it(
     service: Service, rest: httpx.Client, core: FakeCore, judge: ScriptedJudge, rows: Rows
 ) -> None:
@@ -127,6 +128,7 @@ def test_an_appeal_is_heard_by_more_judges_and_told_when_a_person_releases_it(
     assert service.call(explain_scores("s-1", 2)).is_true
 
 
+@pytest.mark.slow
 def test_what_is_set_while_an_appeal_is_heard_is_told_at_once(
     service: Service, rest: httpx.Client, judge: ScriptedJudge, rows: Rows
 ) -> None:
@@ -170,6 +172,7 @@ def test_what_is_set_while_a_released_appeal_is_told_leaves_the_appeal_the_last_
     assert len(show(rest, "s-1")["evaluations"]) == 2
 
 
+@pytest.mark.slow
 def test_what_is_set_while_a_rerun_is_made_is_told_though_that_one_is_held(
     service: Service, rest: httpx.Client, core: FakeCore, rows: Rows
 ) -> None:

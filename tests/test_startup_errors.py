@@ -338,6 +338,7 @@ def test_doctor_tells_of_every_fault_at_once(env: dict[str, str], tmp_path: Path
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_doctor_looks_and_changes_nothing(env: dict[str, str], postgres: str) -> None:
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("CREATE DATABASE untouched")

@@ -213,6 +213,7 @@ def test_scores_that_are_held_are_told_when_a_person_releases_them(
     everything_once(rows, all_told(core, rows), 1)
 
 
+@pytest.mark.slow
 def test_a_rerun_by_another_policy_is_told_under_the_next_revision(
     rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:

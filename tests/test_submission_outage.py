@@ -100,6 +100,7 @@ def test_a_judge_and_a_runner_that_come_back(
     everything_once(rows, all_told(core, rows), 1)
 
 
+@pytest.mark.slow
 def test_a_judge_that_stays_away_leaves_a_gap_and_no_zero(
     rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
@@ -145,6 +146,7 @@ def test_what_cannot_be_evaluated_at_all_is_failed_and_may_be_handed_in_again(
     assert ended(rest, "instead")["final_scores"]["status"] == "SCORED"
 
 
+@pytest.mark.slow
 def test_prompts_that_nobody_judged_in_time_take_nothing_from_the_others(
     rest: httpx.Client, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
@@ -173,6 +175,7 @@ def test_prompts_that_nobody_judged_in_time_take_nothing_from_the_others(
     everything_once(rows, all_told(core, rows), 2)
 
 
+@pytest.mark.slow
 def test_a_running_time_that_cannot_be_measured_is_waited_for_and_filled_later(
     start: Start, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:

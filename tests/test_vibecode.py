@@ -283,6 +283,7 @@ def test_a_submission_is_judged_and_its_result_told_once(
         assert len(results(core)) == 1
 
 
+@pytest.mark.slow
 def test_a_result_with_a_gap_has_failed_over_there(http: httpx.Client, core: FakeCore, rows: Rows) -> None:
     put_problem(rows)
     assert submit(http).status_code == 202, "also of somebody who never asked anything"
