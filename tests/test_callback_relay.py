@@ -21,7 +21,7 @@ from sqlalchemy import make_url, text
 from structlog.testing import capture_logs
 
 from app.application.services import callback_relay
-from app.application.services.callback_relay import CallbackRelay
+from app.application.services.callback_relay import _CLAIM_S, CallbackRelay
 from app.application.services.callback_service import CallbackService
 from app.core.settings import CallbackSettings, Settings
 from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, Bell
@@ -857,6 +857,7 @@ async def test_a_process_killed_between_cores_answer_and_its_note_of_it_sends_th
         with psycopg.connect(database_url) as noting:
             # The note of a try cannot be written while somebody else writes to the event's row.
             noting.execute("SELECT id FROM callbacks FOR UPDATE")
+            await asyncio.sleep(_CLAIM_S + 0.1)  # after that long no further event is sent before this one's note
             locked.set()
             await core.reaches(1, WAIT_S)
             process.kill()
