@@ -410,6 +410,7 @@ asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
 """
 
 
+@pytest.mark.slow
 async def test_a_service_killed_with_9_leaves_nothing(runner: BubblewrapRunner) -> None:
     service = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -481,6 +482,7 @@ async def test_a_program_may_be_larger_than_what_it_may_write(runner: Bubblewrap
     assert (execution.how, execution.stdout) == (Ended.FINISHED, b"1024"), "8 MB are put in, 1 MiB may be written"
 
 
+@pytest.mark.slow
 async def test_java_with_hundreds_of_classes_takes_few_descriptors(runner: BubblewrapRunner) -> None:
     if "java" not in await runner.languages():
         pytest.skip("there is no toolchain for java on this machine")

@@ -156,6 +156,7 @@ async def test_a_turn_killed_before_its_first_text_is_interrupted_without_an_ans
     assert rows.one("SELECT count(*) AS n FROM callbacks WHERE type = 'usage'")["n"] == 1
 
 
+@pytest.mark.slow
 async def test_an_orphan_that_cannot_be_stored_holds_up_neither_the_others_nor_the_lease(
     env: dict[str, str],
     start: Callable[..., Service],
@@ -192,6 +193,7 @@ async def test_an_orphan_that_cannot_be_stored_holds_up_neither_the_others_nor_t
         assert (await chat.turn()).end["code"] == "interrupted"
 
 
+@pytest.mark.slow
 async def test_what_core_was_not_told_before_the_kill_it_is_told_after(
     env: dict[str, str], provider: Provider, core: FakeCore, rows: Rows
 ) -> None:

@@ -433,6 +433,7 @@ async def test_commands_of_the_usage_page_work(
     assert await ends(last, 0) == "no difference\n"
 
 
+@pytest.mark.slow
 def test_the_fake_core_of_the_operations_page_starts_and_its_words_are_all_told(tmp_path: Path) -> None:
     [example] = blocks("docs/operations.md", "sh core")
     program, *arguments = shlex.split(example)

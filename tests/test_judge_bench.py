@@ -155,6 +155,7 @@ async def test_twins_hardly_drift_and_honest_prompts_cost_few_calls() -> None:
     assert steps["kappa"]["low"] <= steps["kappa"]["value"] <= steps["kappa"]["high"]
 
 
+@pytest.mark.slow
 def test_kappa_is_one_for_the_true_order_and_negative_for_the_reverse() -> None:
     right, reverse = [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]
     assert kappa_interval([right] * 5) == {"value": 1.0, "low": 1.0, "high": 1.0}

@@ -97,6 +97,7 @@ def test_a_problem_is_put_shown_and_changed_and_only_what_is_new_is_run(
     assert len(asked) == 1
 
 
+@pytest.mark.slow
 def test_a_reference_that_does_not_pass_is_told_case_by_case(rest: httpx.Client, rows: Rows) -> None:
     response = rest.put(PATH, json={**SUM, "references": [*SUM["references"], WRONG]})
     assert response.status_code == 422

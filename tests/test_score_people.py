@@ -33,6 +33,7 @@ def at_revision(rest: httpx.Client, revision: int) -> dict[str, Any]:
     return show(rest, "s-1")
 
 
+@pytest.mark.slow
 async def test_a_person_s_score_counts_and_the_machine_s_stays_beside_it(
     service: Service,
     rest: httpx.Client,
@@ -87,6 +88,7 @@ SET_MEANWHILE = """
     """
 
 
+@pytest.mark.slow
 def test_what_is_set_while_it_is_evaluated_is_told_too(
     service: Service, rest: httpx.Client, core: FakeCore, judge: ScriptedJudge, rows: Rows
 ) -> None:

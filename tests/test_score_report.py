@@ -239,6 +239,7 @@ def _note(errors: list[str], message: ConsoleMessage) -> None:
     errors.append(message.text)
 
 
+@pytest.mark.slow
 async def test_a_browser_shows_it_wide_narrow_and_on_paper(tmp_path: Path) -> None:
     long = poisoned(report(), "x" * 300)
     async with open_browser() as browser:

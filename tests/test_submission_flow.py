@@ -58,6 +58,7 @@ def talked(rest: httpx.Client, *prompts: str) -> str:
     return session_id
 
 
+@pytest.mark.slow
 def test_a_judgement_that_nobody_has_published_is_in_no_score(
     rest: httpx.Client, judge: ScriptedJudge, rows: Rows
 ) -> None:
@@ -238,6 +239,7 @@ def test_a_rerun_by_another_policy_is_told_under_the_next_revision(
     assert len(show(rest, "again")["evaluations"]) == 3
 
 
+@pytest.mark.slow
 def test_people_are_asked_to_look_for_a_reason(rest: httpx.Client, judge: ScriptedJudge, rows: Rows) -> None:
     code = "\n".join(f"value_{n} = {n} * {n}" for n in range(12)) + "\nprint(sum(map(int, input().split())))\n"
     other = "\n".join(f"def other_{n}(x): return x" for n in range(12))
@@ -260,6 +262,7 @@ def test_without_a_judge_nothing_of_the_prompts_is_zero(start: Start, core: Fake
     assert rows("SELECT 1 FROM evaluation_runs") == []
 
 
+@pytest.mark.slow
 def test_a_prompt_that_was_not_judged_is_judged_now(
     start: Start, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
@@ -275,6 +278,7 @@ def test_a_prompt_that_was_not_judged_is_judged_now(
     assert rows.one("SELECT cause, revision FROM evaluation_runs WHERE turn = 1") == {"cause": "turn", "revision": 1}
 
 
+@pytest.mark.slow
 def test_the_older_platform_is_told_each_stage_once(
     start: Start, judge: ScriptedJudge, core: FakeCore, rows: Rows
 ) -> None:
@@ -315,6 +319,7 @@ def test_scores_that_were_held_for_days_survive_a_fault_when_they_are_told(
     assert rows.one("SELECT last_value FROM tries")["last_value"] == 2
 
 
+@pytest.mark.slow
 def test_the_command_lists_shows_evaluates_again_and_releases(
     rest: httpx.Client, settings: Settings, tmp_path: Path, rows: Rows
 ) -> None:
