@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,17 +34,17 @@ def main() -> None:
         parser.error("--false-alarms is a share, such as 0.005")
     examples = load()
     if not options.report_only:
-        from guard_training.train import FALSE_ALARMS, serialised, trained
+        from guard_training.train import FALSE_ALARMS, trained
 
-        made = serialised(trained(examples, options.false_alarms or FALSE_ALARMS))
+        made = trained(examples, options.false_alarms or FALSE_ALARMS)
         if options.check:
-            if made != options.out.read_text(encoding="utf-8"):
+            if made != options.out.read_bytes():
                 raise SystemExit(f"{options.out} is not what training makes: run python -m guard_training")
             print(f"{options.out} is what training makes")
             return
-        options.out.write_text(made, encoding="utf-8")
+        options.out.write_bytes(made)
         print(f"wrote {options.out}, {options.out.stat().st_size / 1000:.0f} kB")
-    classifier = GuardClassifier(json.loads(options.out.read_text(encoding="utf-8")))
+    classifier = GuardClassifier(options.out.read_bytes())
     held_out = [example for example in examples if example.split == "held_out"]
     report(classifier, [example for example in held_out if example.author == "A"], mistakes=options.mistakes)
     print("\nby authors who saw nothing of the training, the lexicon or each other:")

@@ -56,8 +56,8 @@ class Example:
     """One message.
 
     ``group`` names its idea: paraphrases and translations share it, and so the side they are on. ``author`` is a
-    letter. A harmless message of the first author, ``A``, has an ``intent`` and the ``triggers`` it uses innocently;
-    any other has a ``technique``.
+    letter or two. A harmless message of the first author, ``A``, has an ``intent`` and the ``triggers`` it uses
+    innocently; any other has a ``technique``.
     """
 
     id: str

@@ -13,8 +13,6 @@ import pytest
 
 from app.core.settings import Settings
 from app.domain.guard_inspection import (
-    GREY_FROM,
-    GREY_TO,
     OVERLAP,
     PIECE,
     Inspection,
@@ -110,7 +108,7 @@ def test_an_attack_does_not_hide_another_one(lines: int) -> None:
 
 
 def piece(margin: float, text: str, *kinds: GuardLabel, by_rule: frozenset[GuardLabel] = frozenset()) -> Inspection:
-    return Inspection(by_rule, margin, frozenset(kinds), text, not by_rule & ATTACKS and GREY_FROM <= margin <= GREY_TO)
+    return Inspection(by_rule, margin, frozenset(kinds), text, not by_rule & ATTACKS and -0.7 <= margin <= 0.2)
 
 
 def test_a_model_is_asked_about_the_piece_that_has_no_label_of_its_own() -> None:

@@ -3,18 +3,28 @@
 N-grams alone know phrasings they were trained on. An attack is an idea, though: somebody (the assistant, the grader) is
 to do something (reveal, drop, award) with something of the exam (instructions, rules, marks). So words near each other
 are looked at in pairs, and they are looked up in a small lexicon of such ideas, which are paired too. What counts is
-whether something is there, not how often. Pure; the same for training and for judging.
+whether something is there, not how often.
+
+Each feature is a number below ``BUCKETS``, made of its characters (feature hashing, Weinberger et al. 2009): no list of
+names is kept or looked up, and whole windows are numbered at once. Pure; the same for training and for judging.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.domain.guard_lexicon import FIRST_LETTERS, LONGEST_LATIN, LONGEST_OTHER, STEMS
+
+BUCKETS = 1 << 18
+"""Features that are told apart; two that fall into one bucket are rare enough."""
 
 SMALLEST, LARGEST = 2, 5
 """Lengths of the n-grams, in characters; they go across words."""
@@ -38,9 +48,13 @@ _WORD = re.compile(
 )
 
 _PLAIN_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[가-힣]+")
-_SLICES = {size: [slice(i, i + size) for i in range(2 * WINDOW)] for size in range(SMALLEST, LARGEST + 1)}
-"""A window is cut by these; it has at most a quarter more characters than ``WINDOW``."""
 _BETWEEN_HANGUL = re.compile(r"(?<=[가-힣]) (?=[가-힣])")
+
+_NEXT_CHARACTER, _NEXT_WORD, _WORD_NEAR = np.uint32(0x01000193), np.uint32(0x27D4EB2F), np.uint32(0x165667B1)
+"""What a hash is multiplied by before that of the next part is added; odd, so that nothing of it is lost."""
+_OF_SIZE = 0x1000003
+
+Numbers = NDArray[np.uint32]
 
 
 def windows(folded: str) -> Iterator[str]:
@@ -55,33 +69,65 @@ def windows(folded: str) -> Iterator[str]:
         yield folded[start : start + WINDOW]
 
 
-def ngrams(window: str, known: Container[str] | None = None) -> set[str]:
-    """The n-grams of ``window`` (those that are ``known``), with a space before and after it.
+class Features(NamedTuple):
+    """Buckets of a window's features of each kind: whole numbers from 0 below ``BUCKETS``, ascending, each once."""
+
+    ngrams: Numbers
+    pairs: Numbers
+    ideas: Numbers
+
+
+def features(window: str) -> Features:
+    """All that is looked for in a window of folded text."""
+    return Features(ngrams(window), pairs(window), _buckets(_hashes("!", ideas(window))))
+
+
+def ngrams(window: str) -> Numbers:
+    """The n-grams of ``window``, with a space before and after it.
 
     Korean is read as if written without spaces.
     """
     text = f" {window if window.isascii() else _BETWEEN_HANGUL.sub('', window)} "
-    found: set[str] = set()
-    for size, slices in _SLICES.items():
-        cut = map(text.__getitem__, slices[: len(text) - size + 1])
-        found.update(cut if known is None else filter(known.__contains__, cut))
-    return found
+    # Lone surrogates are characters of a message as well.
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    rolling, found = codes, []
+    for size in range(2, LARGEST + 1):
+        rolling = rolling[:-1] * _NEXT_CHARACTER + codes[size - 1 :] if len(codes) >= size else codes[:0]
+        if size >= SMALLEST:
+            found.append(rolling + np.uint32(size * _OF_SIZE))
+    return _buckets(np.concatenate(found))
 
 
-def pairs(window: str) -> set[str]:
+def pairs(window: str) -> Numbers:
     """Words of ``window`` alone and in pairs, in their order.
 
-    Beginnings of words as ``_a``, and of two that are near each other as ``a_b``; whole words as ``=a``, and neighbours
-    as ``a=b``.
+    Both beginnings of words, alone and with those of words near after them, and whole words, alone and with the next.
     """
     words = _PLAIN_WORD.findall(window)
-    stems = [word[: LATIN_STEM if word[0] < "\u3040" else OTHER_STEM] for word in words]
-    found = {f"_{stem}" for stem in stems}
-    found.update([f"={word}" for word in words])
-    found.update([f"{one}={two}" for one, two in pairwise(words)])
-    for ahead in range(1, BESIDE + 1):
-        found.update([f"{one}_{two}" for one, two in zip(stems, stems[ahead:], strict=False)])
-    return found
+    stems = _hashes("_", [word[: LATIN_STEM if word[0] < "\u3040" else OTHER_STEM] for word in words])
+    whole = _hashes("=", words)
+    found = [stems, whole, whole[:-1] * _NEXT_WORD + whole[1:]]
+    found += [stems[:-ahead] * _WORD_NEAR + stems[ahead:] for ahead in range(1, BESIDE + 1)]
+    return _buckets(np.concatenate(found))
+
+
+def _hashes(kind: str, names: Iterable[str]) -> Numbers:
+    return np.array([_hash(kind + name) for name in names], np.uint32)
+
+
+@lru_cache(maxsize=32_768)  # people use the same words over and over
+def _hash(name: str) -> int:
+    return zlib.crc32(name.encode("utf-8", "surrogatepass"))
+
+
+def _buckets(hashes: Numbers) -> Numbers:
+    """The buckets of hashes whose lower bits alone would be too much alike (the finaliser of MurmurHash 3)."""
+    mixed = hashes ^ (hashes >> np.uint32(16))
+    mixed *= np.uint32(0x85EBCA6B)
+    mixed ^= mixed >> np.uint32(13)
+    mixed *= np.uint32(0xC2B2AE35)
+    mixed ^= mixed >> np.uint32(16)
+    return np.unique(mixed & np.uint32(BUCKETS - 1))
 
 
 def sizes(window: str) -> tuple[float, float]:

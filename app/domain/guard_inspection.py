@@ -15,9 +15,6 @@ from app.domain.normalising import decoded, plain
 
 PIECE, OVERLAP = 1_200, 300
 """Characters from the start of one piece to that of the next, and how many of them both have; no rule spans more."""
-GREY_FROM, GREY_TO = -0.7, 0.2
-"""From where to where, relative to its threshold, the classifier is in doubt. In cross-validation on the training side
-96 % of the attacks lie above the one, and one or two in a thousand harmless messages above the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +82,9 @@ def _inspect(piece: str) -> Inspection:
     suspicion = classifier.judge(piece)
     seen = plain(piece)
     by_rule = _attacks_of(seen, classifier) | topics_of(seen)
+    lowest, highest = classifier.doubt
+    doubtful = not by_rule & ATTACKS and lowest <= suspicion.score <= highest
     margin = suspicion.score - classifier.threshold
-    doubtful = not by_rule & ATTACKS and GREY_FROM <= margin <= GREY_TO
     return Inspection(by_rule, margin, frozenset(map(GuardLabel, suspicion.labels)), piece, doubtful)
 
 
@@ -97,7 +95,7 @@ def _attacks_of(seen: str, classifier: GuardClassifier) -> frozenset[GuardLabel]
     """
     found: set[GuardLabel] = set()
     for label, sentence in dict.fromkeys(accusations(seen)):
-        if label not in found and classifier.judge(sentence).score >= classifier.threshold + GREY_FROM:
+        if label not in found and classifier.judge(sentence).score >= classifier.doubt[0]:
             found.add(label)
     return frozenset(found)
 
