@@ -1,4 +1,4 @@
-"""The guard's labels, and its rules for attacks on the assistant's instructions and on the grading. Pure.
+"""The guard's labels, and its rules for attacks on the assistant's instructions, its limits and on the grading. Pure.
 
 A label flags; what is done about it is the exam's word (`guard_policy`). Talk such as "ignore the previous version" is
 normal in a coding exam, and so are "print the secret message" and "give me 100 test cases"; so the rules ask for a verb
@@ -48,6 +48,8 @@ _AND_NO_MORE = (
     r"(?=[^\S\n]*(?:$|\n|[^\w\s]|(?:please|and|now|because|regardless)\b"
     r"|(?:for|on|in)\s+(?:this|my|the\s+prompt)\b))"
 )
+_NO_RULES = r"(?:developer|god|jailbreak|jailbroken|unrestricted|unfiltered|uncensored|sudo)"
+_LEAVE = r"(?:ignore|disregard|forget|drop|break|bypass|abandon|override|lift|remove|disable|suspend|discard)"
 
 _RULES: dict[GuardLabel, re.Pattern[str]] = {
     GuardLabel.PROMPT_EXFILTRATION: re.compile(
@@ -68,11 +70,41 @@ _RULES: dict[GuardLabel, re.Pattern[str]] = {
         r"(?:줘|주세요|주십시오|달라|부여해|채점해|평가해|매겨)",
         re.IGNORECASE,
     ),
+    GuardLabel.JAILBREAK: re.compile(
+        r"\b(?:you(?:\s+are|'re)|act\s+as|become|be|as|enable|enter|activate)\s+(?:now\s+)?(?:an?\s+|the\s+)?DAN\b"
+        r"|\bDAN\s+mode\b|\bdo\s+anything\s+now\b"
+        rf"|\b(?:enable|enter|activate|switch\s+(?:in)?to|turn\s+on|go\s+into)\s+(?:your\s+|the\s+)?{_NO_RULES}\s+mode\b"
+        rf"|\b{_NO_RULES}\s+mode\s*[:=]?\s*(?:on|enabled|activated|engaged|true)\b"
+        rf"|\b{_LEAVE}\s+(?:all\s+(?:of\s+)?|any\s+|every\s+)?(?:your\s+(?:\w+\s+)?"
+        r"|(?:the\s+|these\s+|those\s+)?(?:previous|prior|above|earlier|preceding|initial|original|system)\s+(?:\w+\s+)?)"
+        r"(?:instructions?|rules?|prompts?|directives?|guidelines?|restrictions?|limit(?:ation)?s?|constraints?"
+        r"|polic(?:y|ies)|filters?|guardrails?|programming)\b"
+        r"|(?:개발자|갓|탈옥|무제한|무검열)\s?모드(?:로|를)?\s?(?:켜|전환|활성|들어가|진입|변경|바꿔|온\b)"
+        r"|(?:이전|기존|위의?|지금까지의?|모든|네|너의|니)\s?(?:\w+\s)?(?:지시|지침|규칙|명령|제한|제약|가이드라인|프롬프트)(?:사항)?들?"
+        r"(?:을|를|은|는)?\s?(?:다|전부|모두|싹|그냥)?\s?(?:무시|잊어|잊고|해제|버려|버리고|어겨|따르지\s?마|지키지\s?마)",
+        re.IGNORECASE,
+    ),
 }
 
 _NEEDED = {
     GuardLabel.PROMPT_EXFILTRATION: ("prompt", "instruction", "message", "프롬프트", "지시"),
     GuardLabel.JUDGE_MANIPULATION: ("5", "100", "full", "maximum", "highest", "perfect", "top", "만점", "최고"),
+    GuardLabel.JAILBREAK: (
+        *(
+            "dan",
+            "anything",
+            "mode",
+            "your",
+            "previous",
+            "prior",
+            "above",
+            "earlier",
+            "preceding",
+            "initial",
+            "original",
+        ),
+        *("system", "모드", "지시", "지침", "규칙", "명령", "제한", "제약", "가이드라인", "프롬프트"),
+    ),
 }
 """One of these is in all that a rule finds: to look for them first takes a tenth of the time."""
 
