@@ -266,13 +266,14 @@ sys.stdout.buffer.write(train.trained([e for e in load() if e.group.endswith(("1
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_training_again_gives_the_same_bytes() -> None:
     """With a part of the data, for all of it takes minutes: that is what ``python -m guard_training --check`` does."""
     runs = [
         subprocess.run(
             [sys.executable, "-c", TRAINED_SMALL],
             capture_output=True,
-            timeout=300,
+            timeout=500,
             check=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
@@ -292,6 +293,7 @@ def test_the_artefact_is_small() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_is_generated_is_unlike_the_held_out_side(held_out: list[Example]) -> None:
     known = Unlike(example.text for example in held_out)
     assert not known.is_unlike(f"{held_out[0].text}!")

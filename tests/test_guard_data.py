@@ -24,6 +24,7 @@ from guard_training.data import (
     near_duplicates,
     split_of,
 )
+from guard_training.generating import Unlike
 
 LEAST = {
     Label.PROMPT_EXFILTRATION: 160,
@@ -116,9 +117,10 @@ def test_an_idea_is_on_one_side(examples: list[Example]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_nothing_on_one_side_is_nearly_something_on_the_other(examples: list[Example]) -> None:
-    pairs = [(one, other) for one, other in near_duplicates(examples) if one.split != other.split]
-    assert [(one.id, other.id) for one, other in pairs] == []
+    known = Unlike(example.text for example in held_out(examples))
+    assert [e.id for e in examples if e.split == "train" and not known.is_unlike(e.text)] == []
 
 
 def test_a_near_duplicate_is_found_however_it_is_written(examples: list[Example]) -> None:
@@ -129,6 +131,7 @@ def test_a_near_duplicate_is_found_however_it_is_written(examples: list[Example]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_no_template_was_multiplied(examples: list[Example]) -> None:
     """Of one label, few messages are alike even loosely."""
     for label in Label:
