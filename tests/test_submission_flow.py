@@ -234,8 +234,8 @@ def test_a_rerun_by_another_policy_is_told_under_the_next_revision(
     assert len(judge.calls) == asked, "the same is answered from what is kept"
     assert show(rest, "again")["final_scores"]["prompt_score"] == first["final_scores"]["prompt_score"]
     everything_once(rows, all_told(core, rows), 3)
-    bad = {"person": "Kim", "rubric": "nothing"}
-    problem(rest.post("/api/submissions/again/rerun", json=bad), 422, "invalid_frame")
+    for bad in ({"rubric": "nothing"}, {"judge_model": "gpt-4.1"}, {"judge_model": "openai:"}):
+        problem(rest.post("/api/submissions/again/rerun", json={"person": "Kim", **bad}), 422, "invalid_frame")
     assert len(show(rest, "again")["evaluations"]) == 3
 
 
@@ -341,5 +341,6 @@ def test_the_command_lists_shows_evaluates_again_and_releases(
     ended(rest, "held")
     assert "No scores" in turnstone("release", "held", "--person", "Kim", code=1)
     assert "revision 2" in turnstone("rerun", "held", "--person", "Kim", "--again", "scores")
+    assert "is no judge" in turnstone("rerun", "held", "--person", "Kim", "--model", "gpt-4.1", code=1)
     assert "no such submission" in turnstone("show", "nothing", code=1)
     turnstone("release", "held", "--person", " ", code=2)

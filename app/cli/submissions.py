@@ -9,6 +9,7 @@ import typer
 
 from app.cli.console import LARGEST_ID, AsJson, Limit, is_text, print_json, when, with_database
 from app.core.errors import StartupError
+from app.domain.judge_names import JUDGES, is_judge
 
 if TYPE_CHECKING:
     from app.application.services.submission_service import Seen, SubmissionService
@@ -82,10 +83,12 @@ def rerun(
     ] = "all",
     rubric: Annotated[str | None, typer.Option(help="A rubric, by name or hash.")] = None,
     policy: Annotated[str | None, typer.Option(help="A score policy, by name or hash.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model that judges.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another judge, provider:model.")] = None,
     as_set_now: Annotated[bool, typer.Option(help="Go by the exam's settings as they are now.")] = False,
 ) -> None:
     """Evaluate a submission once more; Core is told under the next revision. A running service or worker does it."""
+    if model is not None and not (is_text(model) and is_judge(model)):
+        raise StartupError(f"{model} is no judge.", f"It is {JUDGES}.")
 
     async def order(service: SubmissionService) -> None:
         from app.application.services.submission_service import RerunOrder

@@ -17,7 +17,7 @@ from app.infrastructure.persistence.models import SubmissionEvaluation
 from app.presentation.schemas.bodies import Said as Code
 from app.presentation.schemas.bodies import TurnIdField
 from app.presentation.schemas.evaluation_bodies import OverrideRequest, Person
-from app.presentation.schemas.exam_bodies import Name
+from app.presentation.schemas.exam_bodies import JudgeModel, Name
 from app.presentation.schemas.scores import FinalScores, TurnScores
 
 Status = Literal["QUEUED", "RUNNING", "DONE", "FAILED"]
@@ -46,7 +46,7 @@ class RerunRequest(_Body):
     )
     rubric: Name | None = None
     score_policy: Name | None = None
-    judge_model: Name | None = None
+    judge_model: JudgeModel | None = None
     as_set_now: bool = Field(False, strict=True, description="go by the exam's settings as they are now")
 
     def order(self) -> RerunOrder:
