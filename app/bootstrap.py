@@ -310,7 +310,7 @@ def open_desk(
     async def judge(model: str, stack: AsyncExitStack) -> JudgeClient:
         return await open_judge(settings, model, stack, local=local)
 
-    judges = Judges(judge)
+    judges = Judges(judge, settings.prices)
     stack.push_async_callback(judges.close)
     return Desk(
         judges,

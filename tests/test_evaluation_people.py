@@ -222,6 +222,37 @@ async def test_a_persons_score_stands_beside_the_machines_and_counts(
     assert (event["revision"], event["turn_score"], event["turn_log"]["override"]["score"]) == (4, 90, 90)
 
 
+@pytest.mark.parametrize("priced", [True, False], ids=["priced", "without a price"])
+async def test_what_a_judge_costs_is_kept_with_each_call(
+    start: Callable[..., Service], judge: ScriptedJudge, rows: Rows, priced: bool
+) -> None:
+    price = {"prompt": 2, "cached": 1, "completion": 8}
+    named = "openai:scripted-judge" if priced else "openai:another"
+    service = start(judge=judge_settings(judge), prices={"currency": "EUR", "per_million": {named: price}})
+    figures = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+    cached = {"prompt_tokens_details": {"cached_tokens": 64}}
+    judge.next(JudgeReply(status=503), JudgeReply(usage={**figures, **cached}))  # type: ignore[dict-item]
+    [seen] = await ask(service, PROMPT)
+    await all_done(rows)
+    with checked_client(service) as http:
+        assert http.post(f"/api/sessions/{seen.session_id}/turns/t1/appeal", json=SOMEBODY).status_code == 202
+        await all_done(rows, 2)
+        listed = http.get(f"/api/sessions/{seen.session_id}/evaluations").json()["items"]
+    calls = rows("SELECT cost, currency FROM judge_calls WHERE cached OR raw_answer = '' ORDER BY id")
+    assert len(calls) >= 2 and {(call["cost"], call["currency"]) for call in calls} == {(0, "EUR")}
+    paid = rows("SELECT cost, currency, cached_tokens FROM judge_calls WHERE NOT cached AND raw_answer <> ''")
+    expected = {0: (100 * 2 + 20 * 8) / 1e6, 64: (36 * 2 + 64 * 1 + 20 * 8) / 1e6}
+    assert [(call["cost"], call["currency"]) for call in paid] == [
+        (pytest.approx(expected[call["cached_tokens"]]) if priced else None, "EUR") for call in paid
+    ]
+    assert 64 in {call["cached_tokens"] for call in paid}
+    whole = sum(entry["calls"]["cost"] for entry in listed) if priced else None
+    assert whole == (pytest.approx(sum(call["cost"] for call in paid)) if priced else None)
+    assert {(e["calls"]["cost"] is None, e["calls"]["currency"]) for e in listed} == {
+        (False, "EUR") if priced else (True, None)
+    }
+
+
 async def test_an_appeal_opens_a_review_and_a_run_with_more_samples(
     judged: Service, judge: ScriptedJudge, core: FakeCore, rows: Rows, turnstone: Callable[..., Any]
 ) -> None:

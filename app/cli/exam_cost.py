@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from app.core.settings import ModelPrice
     from app.infrastructure.repositories.ledger_repository import ExamPart
 
-_MILLION = 1_000_000
-
 
 def exam_cost(
     exam: Annotated[int, typer.Argument(min=1, max=LARGEST_ID, help="The exam's id.")],
@@ -94,8 +92,5 @@ def _line(name: str, parts: Sequence[ExamPart], prices: Mapping[str, ModelPrice]
 
 
 def _cost(part: ExamPart, price: ModelPrice) -> float:
-    """In the prices' currency. Cached tokens are part of the prompt's."""
-    cached = price.prompt if price.cached is None else price.cached
     used = part.used
-    whole = (used.prompt - used.cached) * price.prompt + used.cached * cached + used.completion * price.completion
-    return whole / _MILLION
+    return price.cost(prompt=used.prompt, cached=used.cached, completion=used.completion)

@@ -247,6 +247,11 @@ class ModelPrice(_Section):
     completion: float = Field(ge=0, allow_inf_nan=False)
     cached: float | None = Field(None, ge=0, allow_inf_nan=False)
 
+    def cost(self, *, prompt: int, cached: int, completion: int) -> float:
+        """Of so many tokens, in the prices' currency. Cached tokens are part of the prompt's."""
+        of_cached = self.prompt if self.cached is None else self.cached
+        return ((prompt - cached) * self.prompt + cached * of_cached + completion * self.completion) / 1_000_000
+
 
 class PriceSettings(_Section):
     """What models cost, by their names in the ledger."""

@@ -15,6 +15,7 @@ from app.application.evaluation.circuits import JudgeCircuits
 from app.application.evaluation.subject import Subject
 from app.core import metrics
 from app.core.errors import ErrorCode, ModelError, StartupError
+from app.core.settings import PriceSettings
 from app.domain.conversation import Usage
 from app.domain.documents import DocumentError
 from app.domain.judging import JudgeAnswer, JudgeClient, JudgeRequest, TurnJudgement, judge_turn
@@ -45,10 +46,16 @@ class Judges:
 
     Args:
         open_judge: opens one; raises `StartupError` where it cannot be used.
+        prices: what they cost.
     """
 
-    def __init__(self, open_judge: Callable[[str, AsyncExitStack], Awaitable[JudgeClient]]) -> None:
+    def __init__(
+        self,
+        open_judge: Callable[[str, AsyncExitStack], Awaitable[JudgeClient]],
+        prices: PriceSettings = PriceSettings(),  # noqa: B008  # frozen
+    ) -> None:
         self._open = open_judge
+        self.prices = prices
         self._clients: dict[str, JudgeClient] = {}
         self._opening = asyncio.Lock()
         self.circuits = JudgeCircuits()
@@ -70,6 +77,14 @@ class Judges:
                     raise StartupError(problem, "Look at its settings and at this machine.") from error
         return self._clients[model]
 
+    async def keeping(self, model: str, run: ClaimedRun, counter: TokenCounter) -> KeepingClient:
+        """The judge of that model for a run, whose calls are kept.
+
+        Raises:
+            StartupError: as `get`.
+        """
+        return KeepingClient(await self.get(model), run, counter, self.prices)
+
     async def close(self) -> None:
         """Close those that were opened."""
         self._clients.clear()
@@ -83,10 +98,17 @@ class KeepingClient:
     bit by bit. The n-th time a run asks the very same thing it gets the n-th answer to it.
     """
 
-    def __init__(self, judge: JudgeClient, run: ClaimedRun, counter: TokenCounter) -> None:
+    def __init__(
+        self,
+        judge: JudgeClient,
+        run: ClaimedRun,
+        counter: TokenCounter,
+        prices: PriceSettings = PriceSettings(),  # noqa: B008  # frozen
+    ) -> None:
         self._judge = judge
         self._run = run
         self._counter = counter
+        self._prices = prices
         self._asked: Counter[tuple[int, str]] = Counter()
 
     @property
@@ -138,6 +160,15 @@ class KeepingClient:
             return JudgeAnswer(kept, None, 0)
         return JudgeAnswer(raw, answer.usage, answer.latency_ms)
 
+    def _cost(self, used: Usage) -> float | None:
+        """At today's price; of a call that used nothing it is known without one."""
+        if not used.total_tokens:
+            return 0.0
+        price = self._prices.per_million.get(self.model)
+        if price is None:
+            return None
+        return price.cost(prompt=used.prompt_tokens, cached=used.cached_tokens, completion=used.completion_tokens)
+
     def _counted(self, request: JudgeRequest, raw: str) -> Usage:
         return Usage(self._counter.count_messages(request.messages).tokens, self._counter.count(raw).tokens)
 
@@ -166,6 +197,8 @@ class KeepingClient:
             raw_answer=raw,
             error=error,
             usage=usage,
+            cost=self._cost(usage),
+            currency=self._prices.currency,
             latency_ms=latency_ms,
             cached=cached,
         )
@@ -198,7 +231,7 @@ async def judge_subject(subject: Subject, run: ClaimedRun, judges: Judges, count
         return TurnJudgement(None, {}, subject.task.policy.refused(), 0, "", ())
     if subject.model is None:
         return TurnJudgement(None, {}, NO_JUDGE, 0, "", ())
-    return await judge_turn(KeepingClient(await judges.get(subject.model), run, counter), subject.task)
+    return await judge_turn(await judges.keeping(subject.model, run, counter), subject.task)
 
 
 async def when_database_is_there(action: Callable[[], Awaitable[Result]]) -> Result:

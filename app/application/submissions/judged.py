@@ -8,7 +8,6 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from app.application.evaluation.judging import KeepingClient
 from app.application.services.callback_service import CallbackService
 from app.application.submissions.conversation import read_conversation
 from app.application.submissions.work import Made, Work
@@ -54,7 +53,7 @@ async def panel(work: Work, came: Outcomes) -> Made:
             trials=work.desk.trials,
         )
         run = await SubmissionClaims(db).open_run(evaluation, "panel", basis)
-    judgement = await judge_panel(await _client(work, run, frozen["judge_model"]), task)
+    judgement = await judge_panel(await work.desk.judges.keeping(frozen["judge_model"], run, work.desk.counter), task)
     kept = _Kept(judgement.to_json(), _scores(judgement), _readings(judgement.calls, PanelSample.to_json))
     if judgement.reason is not None:
         outcome = Outcome.missing(judgement.reason, kept.result)
@@ -86,7 +85,7 @@ async def review(work: Work, came: Outcomes) -> Made:
             prompt=await DocumentRepository(db).content("prompt", frozen["review_prompt"]),
         )
         run = await SubmissionClaims(db).open_run(evaluation, "review", basis)
-    reviewed = await review_code(await _client(work, run, frozen["judge_model"]), task)
+    reviewed = await review_code(await work.desk.judges.keeping(frozen["judge_model"], run, work.desk.counter), task)
     readings = _readings(reviewed.calls, Review.to_json)
     if isinstance(reviewed.review, Review):
         result = reviewed.review.to_json()
@@ -118,10 +117,6 @@ class _Kept:
     result: dict[str, Any]
     scores: list[KeptScore]
     readings: list[Reading]
-
-
-async def _client(work: Work, run: ClaimedRun, model: str) -> KeepingClient:
-    return KeepingClient(await work.desk.judges.get(model), run, work.desk.counter)
 
 
 async def _made(work: Work, run: ClaimedRun, outcome: Outcome, kept: _Kept) -> Made:

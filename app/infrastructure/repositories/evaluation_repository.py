@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -51,7 +51,10 @@ class RunBasis:
 
 @dataclass(frozen=True, slots=True)
 class CallsSummary:
-    """A run's calls: how many, how many of them from the cache, how many brought nothing, and what they used."""
+    """A run's calls: how many, how many of them from the cache, how many brought nothing, and what they used.
+
+    ``cost`` is in ``currency``; null where that of a call is not known, or they were paid in several.
+    """
 
     calls: int = 0
     cached: int = 0
@@ -59,6 +62,8 @@ class CallsSummary:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cost: float | None = None
+    currency: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,11 +333,19 @@ class EvaluationRepository:
                 func.coalesce(func.sum(JudgeCall.prompt_tokens).filter(paid), 0),
                 func.coalesce(func.sum(JudgeCall.completion_tokens).filter(paid), 0),
                 func.coalesce(func.sum(JudgeCall.cached_tokens).filter(paid), 0),
+                func.sum(JudgeCall.cost),
+                func.min(JudgeCall.currency),
+                func.bool_and(JudgeCall.cost.is_not(None)) & (func.count(JudgeCall.currency.distinct()) == 1),
             )
             .where(JudgeCall.run_id.in_(run_ids))
             .group_by(JudgeCall.run_id)
         )
-        return {row[0]: CallsSummary(*map(int, row[1:])) for row in await self._db.execute(statement)}
+        found: dict[int, CallsSummary] = {}
+        for run_id, *figures, cost, currency, is_known in await self._db.execute(statement):
+            calls, cached, failed, prompt, completion, of_cache = map(int, figures)
+            summary = CallsSummary(calls, cached, failed, prompt, completion, of_cache)
+            found[run_id] = replace(summary, cost=cost, currency=currency) if is_known else summary
+        return found
 
     async def counts(self) -> Counts:
         """How all judgements stand."""

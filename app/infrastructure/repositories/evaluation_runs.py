@@ -67,10 +67,11 @@ _keep_call = """
                %(raw_answer)s::text AS raw_answer
     )
     INSERT INTO judge_calls (run_id, sample, attempt, input_hash, raw_answer, cached, model, parameters, error,
-                             prompt_tokens, completion_tokens, cached_tokens, source, latency_ms)
+                             prompt_tokens, completion_tokens, cached_tokens, source, cost, currency, latency_ms)
     SELECT call.run_id, call.sample, 1 + coalesce(before.attempts, 0), call.input_hash, call.raw_answer,
            %(cached)s, %(model)s, %(parameters)s::jsonb, %(error)s,
-           %(prompt_tokens)s, %(completion_tokens)s, %(cached_tokens)s, %(source)s, %(latency_ms)s
+           %(prompt_tokens)s, %(completion_tokens)s, %(cached_tokens)s, %(source)s, %(cost)s, %(currency)s,
+           %(latency_ms)s
     FROM run, call, LATERAL (
         SELECT max(attempt) AS attempts,
                count(*) FILTER (WHERE known.input_hash = call.input_hash AND known.raw_answer <> '') AS answers
@@ -172,6 +173,8 @@ class KeptCall:
     raw_answer: str = ""
     error: str | None = None
     usage: Usage = field(default_factory=Usage)
+    cost: float | None = None
+    currency: str | None = None
     latency_ms: int = 0
     cached: bool = False
 
@@ -302,6 +305,8 @@ class EvaluationRuns:
                 "completion_tokens": call.usage.completion_tokens,
                 "cached_tokens": call.usage.cached_tokens,
                 "source": call.usage.source,
+                "cost": call.cost,
+                "currency": call.currency,
                 "latency_ms": call.latency_ms,
             },
         )

@@ -38,13 +38,18 @@ Person = Annotated[Text, StringConstraints(max_length=200), AfterValidator(_can_
 
 
 class CallsBody(BaseModel):
-    """A run's calls to judges. ``cached``: answers taken from an earlier call, which used nothing."""
+    """A run's calls to judges. ``cached``: answers taken from an earlier call, which used nothing.
+
+    ``cost`` at the prices of the time, in ``currency``; null where the model had none.
+    """
 
     calls: int
     cached: int
     failed: int
     prompt_tokens: int
     completion_tokens: int
+    cost: float | None
+    currency: str | None
 
 
 class EvaluationBody(BaseModel):
@@ -90,6 +95,8 @@ class EvaluationBody(BaseModel):
                 failed=calls.failed,
                 prompt_tokens=calls.prompt_tokens,
                 completion_tokens=calls.completion_tokens,
+                cost=calls.cost,
+                currency=calls.currency,
             ),
             tries=run.tries,
             created_at=run.created_at,

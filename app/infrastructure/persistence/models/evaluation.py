@@ -87,7 +87,8 @@ class JudgeCall(Base):
 
     ``input_hash`` is of everything that decides the answer: model, parameters, messages. ``parsed`` is null where the
     answer could not be read, or none came (``raw_answer`` is empty); then ``error`` says why. ``attempt`` counts the
-    calls of one sample from 1. ``source`` says whose figures the tokens are.
+    calls of one sample from 1. ``source`` says whose figures the tokens are. ``cost`` is theirs at the price of
+    the time, in ``currency``: 0 of what was not paid for, null where the model had no price.
     """
 
     __tablename__ = "judge_calls"
@@ -107,6 +108,8 @@ class JudgeCall(Base):
     completion_tokens: Mapped[int] = mapped_column(server_default="0")
     cached_tokens: Mapped[int] = mapped_column(server_default="0")
     source: Mapped[str] = mapped_column(String(16), server_default="provider")
+    cost: Mapped[float | None]
+    currency: Mapped[str | None] = mapped_column(String(8))
     latency_ms: Mapped[int]
     created_at: Mapped[Moment]
 
