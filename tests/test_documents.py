@@ -421,6 +421,12 @@ def test_policies_differ_by_meaning() -> None:
     ]
 
 
+def test_a_difference_in_a_late_digit_is_told() -> None:
+    other = changed(POLICY, "pasted_problem: 30", "pasted_problem: 30.0000001")
+    [found] = differences(ScorePolicy.parse(POLICY), ScorePolicy.parse(other))
+    assert found == Difference("pasted_problem", "30", "30.0000001")
+
+
 def test_comments_layout_and_proportions_are_no_difference() -> None:
     lines = [line for line in POLICY.splitlines() if line.strip() and not line.startswith("#")]
     plain = "\n".join(

@@ -116,21 +116,21 @@ def _facts_of_policy(policy: ScorePolicy) -> dict[str, str]:
     }
     for intent, weights in policy.criteria.items():
         facts |= _numbers(f"criteria.{intent}", weights)
-    facts["points_per_mark"] = f"{policy.points_per_mark:g}"
-    facts["refused"] = "left_out" if policy.refused_points is None else f"{policy.refused_points:g}"
-    facts["pasted_problem"] = f"{policy.pasted_problem_points:g}"
+    facts["points_per_mark"] = _exact(policy.points_per_mark)
+    facts["refused"] = "left_out" if policy.refused_points is None else _exact(policy.refused_points)
+    facts["pasted_problem"] = _exact(policy.pasted_problem_points)
     facts |= _numbers("holistic", policy.holistic_weights)
     facts |= _numbers("conversation", policy.conversation_weights)
     facts |= _numbers("prompt", policy.prompt_weights)
     facts |= _numbers("total", policy.total_weights)
     facts |= _numbers("correctness", policy.case_weights)
-    facts["performance.full_until"] = f"{policy.speed.full_until:g}"
-    facts["performance.none_from"] = f"{policy.speed.none_from:g}"
+    facts["performance.full_until"] = _exact(policy.speed.full_until)
+    facts["performance.none_from"] = _exact(policy.speed.none_from)
     for step in policy.complexity:
-        place = "above" if math.isinf(step.at_most) else f"at_most {step.at_most:g}"
-        facts[f"complexity[{place}]"] = f"{step.factor:g}"
-    facts |= {f"grades.{grade.name}": f"at_least {grade.at_least:g}" for grade in policy.grades}
-    facts["grade_edge"] = f"{policy.grade_edge_points:g}"
+        place = "above" if math.isinf(step.at_most) else f"at_most {_exact(step.at_most)}"
+        facts[f"complexity[{place}]"] = _exact(step.factor)
+    facts |= {f"grades.{grade.name}": f"at_least {_exact(grade.at_least)}" for grade in policy.grades}
+    facts["grade_edge"] = _exact(policy.grade_edge_points)
     return facts | _numbers("rounding", policy.rounding)
 
 
@@ -141,4 +141,9 @@ def _doubts(policy: ScorePolicy) -> str:
 
 
 def _numbers(path: str, values: Mapping[_Key, float]) -> dict[str, str]:
-    return {f"{path}.{key}": f"{value:.6g}" for key, value in values.items()}
+    return {f"{path}.{key}": _exact(value) for key, value in values.items()}
+
+
+def _exact(number: float) -> str:
+    """Not to all digits: the same proportions may be written in two ways."""
+    return f"{number:.12g}"
