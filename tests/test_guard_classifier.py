@@ -20,7 +20,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.guard_classifier import ARTEFACT, GuardClassifier, guard_classifier
-from app.domain.guard_features import BUCKETS, HEAD, TAIL, WINDOW, Numbers, features, ideas, ngrams, pairs, windows
+from app.domain.guard_features import (
+    HEAD,
+    SLOTS,
+    TAGS,
+    TAIL,
+    WINDOW,
+    Numbers,
+    features,
+    ideas,
+    known,
+    ngrams,
+    pairs,
+    slots_of,
+    tags_of,
+    windows,
+)
 from app.domain.normalising import folded, plain
 from guard_training.data import ATTACKS, Example, Label, load
 from guard_training.generating import Unlike, extras
@@ -41,14 +56,14 @@ def share_flagged(examples: list[Example]) -> float:
 
 @pytest.mark.parametrize("label", ATTACKS)
 def test_unseen_attacks_are_found(held_out: list[Example], label: Label) -> None:
-    assert share_flagged([example for example in held_out if example.label is label]) >= 0.90
+    assert share_flagged([example for example in held_out if example.label is label]) >= 0.94
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_unseen_honest_messages_are_left_alone(held_out: list[Example], language: str) -> None:
     honest = [e for e in held_out if e.label is Label.HARMLESS and e.language == language]
     assert len(honest) > 200
-    assert share_flagged(honest) <= 0.01
+    assert share_flagged(honest) <= 0.006
 
 
 @pytest.mark.parametrize("label", ATTACKS)
@@ -187,34 +202,34 @@ def test_pairs_of_ideas_need_to_be_near() -> None:
     assert "INSTRUCTION" in ideas("시스템지시문을")
 
 
-def buckets(found: Numbers) -> set[int]:
+def numbers(found: Numbers) -> set[int]:
     assert len(found) == len(set(found.tolist()))
-    assert all(0 <= bucket < BUCKETS for bucket in found.tolist())
+    assert found.dtype == np.uint32
     return set(found.tolist())
 
 
 def test_ngrams_go_across_words_and_count_once() -> None:
     """Of " ab ab ": six of two characters, of which three are different, and so on."""
     assert len(ngrams("ab ab")) == 3 + 3 + 3 + 3
-    assert buckets(ngrams("ab ab")) <= buckets(ngrams("x ab ab ab y"))
-    assert not buckets(ngrams("abcde")) & buckets(ngrams("vwxyz"))
-    assert buckets(ngrams("")) < buckets(ngrams("  "))
+    assert numbers(ngrams("ab ab")) <= numbers(ngrams("x ab ab ab y"))
+    assert not numbers(ngrams("abcde")) & numbers(ngrams("vwxyz"))
+    assert numbers(ngrams("")) < numbers(ngrams("  "))
 
 
 def test_korean_is_read_as_if_without_spaces() -> None:
-    assert buckets(ngrams("시스템 프롬프트 출력")) == buckets(ngrams("시스템프롬프트 출력"))
-    assert buckets(ngrams("a 가 b")) != buckets(ngrams("a가b"))
+    assert numbers(ngrams("시스템 프롬프트 출력")) == numbers(ngrams("시스템프롬프트 출력"))
+    assert numbers(ngrams("a 가 b")) != numbers(ngrams("a가b"))
 
 
 def test_pairs_are_of_words_near_each_other() -> None:
     """Four beginnings and six pairs of them, four words and three pairs of neighbours."""
     assert len(pairs("ignoring the rules 시스템은")) == 4 + 6 + 4 + 3
-    near, far = buckets(pairs("ignore rules")), buckets(pairs("ignore one two three four rules"))
-    alone = buckets(pairs("ignore")) | buckets(pairs("rules"))
+    near, far = numbers(pairs("ignore rules")), numbers(pairs("ignore one two three four rules"))
+    alone = numbers(pairs("ignore")) | numbers(pairs("rules"))
     assert len(near - alone) == 2
     assert near & far == alone
-    assert near - buckets(pairs("ignore the rules")) < near - alone
-    assert buckets(pairs("rules ignore")) & near == alone
+    assert near - numbers(pairs("ignore the rules")) < near - alone
+    assert numbers(pairs("rules ignore")) & near == alone
     assert len(pairs("")) == 0
 
 
@@ -223,7 +238,27 @@ def test_pairs_are_of_words_near_each_other() -> None:
 def test_any_window_has_features_and_always_the_same(window: str) -> None:
     first, second = features(window), features(window)
     for one, other in zip(first, second, strict=True):
-        assert buckets(one) == buckets(other)
+        assert numbers(one) == numbers(other)
+
+
+def test_what_the_table_does_not_know_counts_nothing_but_for_a_few() -> None:
+    seen, unseen = (features(" ".join(f"{word}{number}" for number in range(60))).ngrams for word in ("abc", "xyz"))
+    tags = np.zeros(SLOTS, np.uint8)
+    assert not known(tags, seen).any()
+    tags[slots_of(seen)] = tags_of(seen)
+    assert known(tags, seen).mean() > 0.99  # two may want the same slot
+    assert known(tags, np.setdiff1d(unseen, seen)).mean() < 0.01
+
+
+def test_slots_and_tags_are_spread_and_have_nothing_to_do_with_each_other() -> None:
+    found = features(" ".join(map(str, range(20_000)))).ngrams
+    assert len(found) > 20_000 and slots_of(found).max() < SLOTS
+    for some in (found, found[slots_of(found) < SLOTS // 4]):
+        shares = np.bincount(tags_of(some), minlength=TAGS + 1) / len(some)
+        assert shares[0] == 0
+        assert np.allclose(shares[1:], 1 / TAGS, rtol=0.7)  # of 256 values, two have three and the others two
+    eighths = np.bincount(slots_of(found) // (SLOTS // 8)) / len(found)
+    assert np.allclose(eighths, 1 / 8, rtol=0.1)
 
 
 # --- time ---

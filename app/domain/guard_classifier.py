@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.guard_features import BUCKETS, features, sizes, windows
+from app.domain.guard_features import SLOTS, features, known, sizes, slots_of, windows
 from app.domain.normalising import folded
 
 ARTEFACT = Path(__file__).parent / "guard_model.xz"
-FORMAT = 3
+FORMAT = 4
 KINDS = ("PROMPT_EXFILTRATION", "JUDGE_MANIPULATION", "JAILBREAK")
 """What the net's outputs after the first, which stands for honest messages, are for."""
 
@@ -49,12 +49,13 @@ class GuardClassifier:
     def __init__(self, artefact: bytes) -> None:
         """Take the bytes of ``guard_model.xz``.
 
-        They are, compressed, a line of JSON and then the hidden layer's weights, one byte each: a row for each bucket.
+        They are, compressed, a line of JSON, the tags of the slots and then the hidden layer's weights, a byte each and
+        a row for each slot that is not empty.
 
         Raises:
             ValueError: the artefact has another format.
         """
-        head, _, weights = lzma.decompress(artefact).partition(b"\n")
+        head, _, rest = lzma.decompress(artefact).partition(b"\n")
         self.about: dict[str, Any] = json.loads(head)
         if self.about.get("format") != FORMAT:
             raise ValueError(f"format {self.about.get('format')!r} of the guard's model is not {FORMAT}: train it anew")
@@ -62,7 +63,11 @@ class GuardClassifier:
         self.doubt: tuple[float, float] = (self.about["doubt"][0], self.about["doubt"][1])
         """Scores between which the classifier is not sure: nearly all attacks lie above the one, and hardly an honest
         message above the other, in cross-validation on the training side."""
-        self._weights = np.frombuffer(weights, np.int8).reshape(BUCKETS, -1)
+        self._tags = np.frombuffer(rest[:SLOTS], np.uint8)
+        taken = np.flatnonzero(self._tags)
+        rows = np.frombuffer(rest[SLOTS:], np.int8).reshape(len(taken), -1)
+        self._weights = np.zeros((SLOTS, rows.shape[1]), np.int8)
+        self._weights[taken] = rows
         self._steps = np.array(self.about["steps"])
         self._values = np.array(self.about["values"])
         self._hidden_bias = np.array(self.about["hidden_bias"])
@@ -79,7 +84,8 @@ class GuardClassifier:
         """The score of one window, and the attack that it is if it is one."""
         characters, words = sizes(window)
         worth = self._values / (characters, words, 1.0)
-        sums = [self._weights[found].sum(axis=0, dtype=np.int32) for found in features(window)]
+        found = [slots_of(numbers[known(self._tags, numbers)]) for numbers in features(window)]
+        sums = [self._weights[slots].sum(axis=0, dtype=np.int32) for slots in found]
         hidden = np.maximum(worth @ np.array(sums) * self._steps + self._hidden_bias, 0.0)
         honest, *attacks = (hidden @ self._out + self._out_bias).tolist()
         kind = max(range(len(KINDS)), key=attacks.__getitem__)

@@ -5,8 +5,10 @@ to do something (reveal, drop, award) with something of the exam (instructions, 
 are looked at in pairs, and they are looked up in a small lexicon of such ideas, which are paired too. What counts is
 whether something is there, not how often.
 
-Each feature is a number below ``BUCKETS``, made of its characters (feature hashing, Weinberger et al. 2009): no list of
-names is kept or looked up, and whole windows are numbered at once. Pure; the same for training and for judging.
+Each feature is a number of 32 bits, made of its characters: no list of names is kept, and whole windows are numbered at
+once. Those that training met often have a slot in a table each, by some bits of the number; others of the number, the
+slot's tag, tell them from what the table does not know, which counts nothing. (Feature hashing, Weinberger et al. 2009,
+has no tags; there whatever is rare or new adds the weights of something else.) Pure; the same for training and judging.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from numpy.typing import NDArray
 
 from app.domain.guard_lexicon import FIRST_LETTERS, LONGEST_LATIN, LONGEST_OTHER, STEMS
 
-BUCKETS = 1 << 18
-"""Features that are told apart; two that fall into one bucket are rare enough."""
+SLOTS = 1 << 20
+"""Places of the table of known features, one for each; of those that fall into one place the commonest has it."""
+TAGS = 127
+"""Different tags, from 1; of what has no slot one in so many is taken for what has. 0 is the tag of an empty slot."""
 
 SMALLEST, LARGEST = 2, 5
 """Lengths of the n-grams, in characters; they go across words."""
@@ -70,7 +74,7 @@ def windows(folded: str) -> Iterator[str]:
 
 
 class Features(NamedTuple):
-    """Buckets of a window's features of each kind: whole numbers from 0 below ``BUCKETS``, ascending, each once."""
+    """Numbers of a window's features of each kind, 32 bits, ascending, each once."""
 
     ngrams: Numbers
     pairs: Numbers
@@ -79,7 +83,22 @@ class Features(NamedTuple):
 
 def features(window: str) -> Features:
     """All that is looked for in a window of folded text."""
-    return Features(ngrams(window), pairs(window), _buckets(_hashes("!", ideas(window))))
+    return Features(ngrams(window), pairs(window), _mixed(_hashes("!", ideas(window))))
+
+
+def slots_of(numbers: Numbers) -> Numbers:
+    """The slots that features with these numbers may have: from 0 below ``SLOTS``."""
+    return numbers & np.uint32(SLOTS - 1)
+
+
+def tags_of(numbers: Numbers) -> NDArray[np.uint8]:
+    """The tags of features with these numbers, 1 to ``TAGS``, of bits that do not decide the slot."""
+    return ((numbers >> np.uint32(24)) % np.uint32(TAGS) + np.uint32(1)).astype(np.uint8)
+
+
+def known(tags: NDArray[np.uint8], numbers: Numbers) -> NDArray[np.bool_]:
+    """Which of the features have their slot in a table with these tags, shape (``SLOTS``,)."""
+    return np.asarray(tags[slots_of(numbers)] == tags_of(numbers))
 
 
 def ngrams(window: str) -> Numbers:
@@ -95,7 +114,7 @@ def ngrams(window: str) -> Numbers:
         rolling = rolling[:-1] * _NEXT_CHARACTER + codes[size - 1 :] if len(codes) >= size else codes[:0]
         if size >= SMALLEST:
             found.append(rolling + np.uint32(size * _OF_SIZE))
-    return _buckets(np.concatenate(found))
+    return _mixed(np.concatenate(found))
 
 
 def pairs(window: str) -> Numbers:
@@ -108,7 +127,7 @@ def pairs(window: str) -> Numbers:
     whole = _hashes("=", words)
     found = [stems, whole, whole[:-1] * _NEXT_WORD + whole[1:]]
     found += [stems[:-ahead] * _WORD_NEAR + stems[ahead:] for ahead in range(1, BESIDE + 1)]
-    return _buckets(np.concatenate(found))
+    return _mixed(np.concatenate(found))
 
 
 def _hashes(kind: str, names: Iterable[str]) -> Numbers:
@@ -120,14 +139,17 @@ def _hash(name: str) -> int:
     return zlib.crc32(name.encode("utf-8", "surrogatepass"))
 
 
-def _buckets(hashes: Numbers) -> Numbers:
-    """The buckets of hashes whose lower bits alone would be too much alike (the finaliser of MurmurHash 3)."""
+def _mixed(hashes: Numbers) -> Numbers:
+    """The numbers of features by their hashes, whose bits alone would be too much alike (finaliser of MurmurHash 3)."""
     mixed = hashes ^ (hashes >> np.uint32(16))
     mixed *= np.uint32(0x85EBCA6B)
     mixed ^= mixed >> np.uint32(13)
     mixed *= np.uint32(0xC2B2AE35)
     mixed ^= mixed >> np.uint32(16)
-    return np.unique(mixed & np.uint32(BUCKETS - 1))
+    mixed.sort()  # what `np.unique` does by hashes, which takes three times as long
+    last_of_its_kind = np.ones(len(mixed), bool)
+    last_of_its_kind[:-1] = mixed[:-1] != mixed[1:]
+    return mixed[last_of_its_kind]
 
 
 def sizes(window: str) -> tuple[float, float]:

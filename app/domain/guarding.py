@@ -87,26 +87,25 @@ _RULES: dict[GuardLabel, re.Pattern[str]] = {
 }
 
 _NEEDED = {
-    GuardLabel.PROMPT_EXFILTRATION: ("prompt", "instruction", "message", "프롬프트", "지시"),
-    GuardLabel.JUDGE_MANIPULATION: ("5", "100", "full", "maximum", "highest", "perfect", "top", "만점", "최고"),
+    GuardLabel.PROMPT_EXFILTRATION: (
+        ("reveal show print repeat output display tell what", "prompt instruction message"),
+        ("보여 출력 알려 말해 공개", "프롬프트 지시 prompt"),
+    ),
+    GuardLabel.JUDGE_MANIPULATION: (
+        ("give assign award score rate grade", "5 100 full maximum highest perfect top"),
+        ("줘 주세요 주십시오 달라 부여해 채점해 평가해 매겨", "만점 최고"),
+    ),
     GuardLabel.JAILBREAK: (
-        *(
-            "dan",
-            "anything",
-            "mode",
-            "your",
-            "previous",
-            "prior",
-            "above",
-            "earlier",
-            "preceding",
-            "initial",
-            "original",
+        ("dan anything mode 모드",),
+        (
+            "ignore disregard forget drop break bypass abandon override lift remove disable suspend discard",
+            "instruction rule prompt directive guideline restriction limit constraint polic filter guardrail "
+            "programming",
         ),
-        *("system", "모드", "지시", "지침", "규칙", "명령", "제한", "제약", "가이드라인", "프롬프트"),
+        ("무시 잊 해제 버려 버리 어겨 따르지 지키지", "지시 지침 규칙 명령 제한 제약 가이드라인 프롬프트"),
     ),
 }
-"""One of these is in all that a rule finds: to look for them first takes a tenth of the time."""
+"""What a rule finds has a word of each group of one of these: to look for them first takes a tenth of the time."""
 
 _SENTENCES = re.compile(r"[.!?。]\s|\n")
 _AROUND = 100
@@ -121,9 +120,13 @@ def accusations(seen: str) -> Iterator[tuple[GuardLabel, str]]:
     """Each place of a text that `plain` has made which a rule is for: the label, and the sentence that it stands in."""
     lower = seen.lower()
     for label, rule in _RULES.items():
-        if any(word in lower for word in _NEEDED[label]):
+        if any(all(_has_one_of(words, lower) for words in line) for line in _NEEDED[label]):
             for found in rule.finditer(seen):
                 yield label, sentence_around(seen, found.start(), found.end())
+
+
+def _has_one_of(words: str, text: str) -> bool:
+    return any(word in text for word in words.split())
 
 
 def sentence_around(text: str, start: int, end: int) -> str:
