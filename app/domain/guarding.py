@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import NamedTuple
 
 from app.domain.normalising import decoded, plain
 
@@ -51,61 +52,76 @@ _AND_NO_MORE = (
 _NO_RULES = r"(?:developer|god|jailbreak|jailbroken|unrestricted|unfiltered|uncensored|sudo)"
 _LEAVE = r"(?:ignore|disregard|forget|drop|break|bypass|abandon|override|lift|remove|disable|suspend|discard)"
 
-_RULES: dict[GuardLabel, re.Pattern[str]] = {
-    GuardLabel.PROMPT_EXFILTRATION: re.compile(
+
+class _Rule(NamedTuple):
+    """What is looked for where a text has a word of each group: to look for those first takes a tenth of the time."""
+
+    label: GuardLabel
+    groups: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+
+def _rule(label: GuardLabel, groups: tuple[str, ...], pattern: str) -> _Rule:
+    return _Rule(label, groups, re.compile(pattern, re.IGNORECASE))
+
+
+_RULES = (
+    _rule(
+        GuardLabel.PROMPT_EXFILTRATION,
+        ("reveal show print repeat output display tell what", "prompt instruction message"),
         r"\b(?:reveal|show|print|repeat|output|display|tell\s+me|what(?:\s+is|\s+are|\Ws))\b[^.\n]{0,40}\b"
         r"(?:(?<!\ba )system\s+prompt|(?<!\ba )(?:hidden|secret)\s+(?:prompt|instructions?)"
         r"|(?:system|initial|original)\s+instructions?"
-        r"|your\s+(?:\w+\s+)?(?:prompt|instructions?)|your\s+(?:system|initial|hidden|secret|first)\s+message)\b"
-        r"|(?:(?:시스템|숨겨진|숨은)\s?(?:프롬프트|지시문|지시\s?사항|지시)|\bsystem\s+prompt)"
-        r"[^.\n]{0,20}(?:보여|출력|알려|말해|공개)",
-        re.IGNORECASE,
+        r"|your\s+(?:\w+\s+)?(?:prompt|instructions?)|your\s+(?:system|initial|hidden|secret|first)\s+message)\b",
     ),
-    GuardLabel.JUDGE_MANIPULATION: re.compile(
+    _rule(
+        GuardLabel.PROMPT_EXFILTRATION,
+        ("보여 출력 알려 말해 공개", "프롬프트 지시 prompt"),
+        r"(?:(?:시스템|숨겨진|숨은)\s?(?:프롬프트|지시문|지시\s?사항|지시)|\bsystem\s+prompt)"
+        r"[^.\n]{0,20}(?:보여|출력|알려|말해|공개)",
+    ),
+    _rule(
+        GuardLabel.JUDGE_MANIPULATION,
+        ("give assign award score rate grade", "5 100 full maximum highest perfect top"),
         rf"\b(?:give|assign|award|score|rate|grade)\b[^.\n]{{0,30}}\b{_MY_WORK}\b{_NO_INPUT}\b{_GRADE}"
         rf"|\b(?:give|assign|award|score|rate|grade)\s+(?:me|us|this|it)\s+(?:(?:an?|the|with|at|only)\s+)?"
         rf"{_GRADE}{_AND_NO_MORE}"
-        rf"|\b(?:score|rate|grade)\s+(?:me|this|it|{_MY_WORK})\s+(?:(?:an?|with|at)\s+)?100{_AND_NO_MORE}"
-        rf"|(?:(?:만점|최고\s?점수?)(?:을|를)?|{_NOT_OUT_OF}(?:만점|최고\s?점수?)(?:으로|로))\s?(?:좀\s?)?"
-        r"(?:줘|주세요|주십시오|달라|부여해|채점해|평가해|매겨)",
-        re.IGNORECASE,
+        rf"|\b(?:score|rate|grade)\s+(?:me|this|it|{_MY_WORK})\s+(?:(?:an?|with|at)\s+)?100{_AND_NO_MORE}",
     ),
-    GuardLabel.JAILBREAK: re.compile(
+    _rule(
+        GuardLabel.JUDGE_MANIPULATION,
+        ("줘 주세요 주십시오 달라 부여해 채점해 평가해 매겨", "만점 최고"),
+        rf"(?:(?:만점|최고\s?점수?)(?:을|를)?|{_NOT_OUT_OF}(?:만점|최고\s?점수?)(?:으로|로))\s?(?:좀\s?)?"
+        r"(?:줘|주세요|주십시오|달라|부여해|채점해|평가해|매겨)",
+    ),
+    _rule(
+        GuardLabel.JAILBREAK,
+        ("dan anything mode 모드",),
         r"\b(?:you(?:\s+are|'re)|act\s+as|become|be|as|enable|enter|activate)\s+(?:now\s+)?(?:an?\s+|the\s+)?DAN\b"
         r"|\bDAN\s+mode\b|\bdo\s+anything\s+now\b"
         rf"|\b(?:enable|enter|activate|switch\s+(?:in)?to|turn\s+on|go\s+into)\s+(?:your\s+|the\s+)?{_NO_RULES}\s+mode\b"
         rf"|\b{_NO_RULES}\s+mode\s*[:=]?\s*(?:on|enabled|activated|engaged|true)\b"
-        rf"|\b{_LEAVE}\s+(?:all\s+(?:of\s+)?|any\s+|every\s+)?(?:your\s+(?:\w+\s+)?"
-        r"|(?:the\s+|these\s+|those\s+)?(?:previous|prior|above|earlier|preceding|initial|original|system)\s+(?:\w+\s+)?)"
-        r"(?:instructions?|rules?|prompts?|directives?|guidelines?|restrictions?|limit(?:ation)?s?|constraints?"
-        r"|polic(?:y|ies)|filters?|guardrails?|programming)\b"
-        r"|(?:개발자|갓|탈옥|무제한|무검열)\s?모드(?:로|를)?\s?(?:켜|전환|활성|들어가|진입|변경|바꿔|온\b)"
-        r"|(?:이전|기존|위의?|지금까지의?|모든|네|너의|니)\s?(?:\w+\s)?(?:지시|지침|규칙|명령|제한|제약|가이드라인|프롬프트)(?:사항)?들?"
-        r"(?:을|를|은|는)?\s?(?:다|전부|모두|싹|그냥)?\s?(?:무시|잊어|잊고|해제|버려|버리고|어겨|따르지\s?마|지키지\s?마)",
-        re.IGNORECASE,
+        r"|(?:개발자|갓|탈옥|무제한|무검열)\s?모드(?:로|를)?\s?(?:켜|전환|활성|들어가|진입|변경|바꿔|온\b)",
     ),
-}
-
-_NEEDED = {
-    GuardLabel.PROMPT_EXFILTRATION: (
-        ("reveal show print repeat output display tell what", "prompt instruction message"),
-        ("보여 출력 알려 말해 공개", "프롬프트 지시 prompt"),
-    ),
-    GuardLabel.JUDGE_MANIPULATION: (
-        ("give assign award score rate grade", "5 100 full maximum highest perfect top"),
-        ("줘 주세요 주십시오 달라 부여해 채점해 평가해 매겨", "만점 최고"),
-    ),
-    GuardLabel.JAILBREAK: (
-        ("dan anything mode 모드",),
+    _rule(
+        GuardLabel.JAILBREAK,
         (
             "ignore disregard forget drop break bypass abandon override lift remove disable suspend discard",
             "instruction rule prompt directive guideline restriction limit constraint polic filter guardrail "
             "programming",
         ),
-        ("무시 잊 해제 버려 버리 어겨 따르지 지키지", "지시 지침 규칙 명령 제한 제약 가이드라인 프롬프트"),
+        rf"\b{_LEAVE}\s+(?:all\s+(?:of\s+)?|any\s+|every\s+)?(?:your\s+(?:\w+\s+)?"
+        r"|(?:the\s+|these\s+|those\s+)?(?:previous|prior|above|earlier|preceding|initial|original|system)\s+(?:\w+\s+)?)"
+        r"(?:instructions?|rules?|prompts?|directives?|guidelines?|restrictions?|limit(?:ation)?s?|constraints?"
+        r"|polic(?:y|ies)|filters?|guardrails?|programming)\b",
     ),
-}
-"""What a rule finds has a word of each group of one of these: to look for them first takes a tenth of the time."""
+    _rule(
+        GuardLabel.JAILBREAK,
+        ("무시 잊 해제 버려 버리 어겨 따르지 지키지", "지시 지침 규칙 명령 제한 제약 가이드라인 프롬프트"),
+        r"(?:이전|기존|위의?|지금까지의?|모든|네|너의|니)\s?(?:\w+\s)?(?:지시|지침|규칙|명령|제한|제약|가이드라인|프롬프트)(?:사항)?들?"
+        r"(?:을|를|은|는)?\s?(?:다|전부|모두|싹|그냥)?\s?(?:무시|잊어|잊고|해제|버려|버리고|어겨|따르지\s?마|지키지\s?마)",
+    ),
+)
 
 _SENTENCES = re.compile(r"[.!?。]\s|\n")
 _AROUND = 100
@@ -119,9 +135,9 @@ def labels_of(message: str) -> frozenset[GuardLabel]:
 def accusations(seen: str) -> Iterator[tuple[GuardLabel, str]]:
     """Each place of a text that `plain` has made which a rule is for: the label, and the sentence that it stands in."""
     lower = seen.lower()
-    for label, rule in _RULES.items():
-        if any(all(_has_one_of(words, lower) for words in line) for line in _NEEDED[label]):
-            for found in rule.finditer(seen):
+    for label, groups, pattern in _RULES:
+        if all(_has_one_of(words, lower) for words in groups):
+            for found in pattern.finditer(seen):
                 yield label, sentence_around(seen, found.start(), found.end())
 
 
