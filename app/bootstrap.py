@@ -208,7 +208,8 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
         await _take_lease(stack, lease, recovery)
         _run(
             stack,
-            lease.run,
+            lease.renew_forever,
+            lease.watch_forever,
             lambda: _sweep_forever(recovery),
             relay.run,
             judging.run,
@@ -236,7 +237,7 @@ async def open_judging(settings: Settings, *, batch: str) -> AsyncIterator[None]
         relay = EvaluationRelay(desk, lambda: lease.token, batch=batch)
         await lease.take()
         stack.push_async_callback(_give_back, lease)
-        _run(stack, lease.run, relay.run)
+        _run(stack, lease.renew_forever, lease.watch_forever, relay.run)
         yield
 
 
@@ -273,7 +274,8 @@ async def _start_service(
     await _take_lease(stack, lease, recovery)
     _run(
         stack,
-        lease.run,
+        lease.renew_forever,
+        lease.watch_forever,
         lambda: _sweep_forever(recovery, lambda: runner.find_lost(lease.token)),
         lambda: runner.flush_forever(settings.flush_interval_s, lambda: lease.token),
         state.run,

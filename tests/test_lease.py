@@ -19,6 +19,7 @@ from app.infrastructure.repositories.worker_repository import WorkerRepository
 from tests.conftest import Rows, change
 from tests.support.chat import Command, TurnSeen, connect, environment, new_pair, wait_until
 from tests.support.core import FakeCore
+from tests.support.locks import locked, waiting
 from tests.support.provider import Provider, Script
 from tests.support.service import Service, running
 
@@ -131,6 +132,62 @@ async def test_a_lease_renewed_after_it_was_seen_is_not_fenced(database: Databas
         assert not await WorkerRepository(db).fence(owner.lease.token, seen_beats=0)
         assert await WorkerRepository(db).fence(owner.lease.token, seen_beats=1)
         assert not await WorkerRepository(db).fence(owner.lease.token, seen_beats=1)
+
+
+async def test_to_settle_what_a_dead_process_leaves_keeps_nobody_from_renewing(database: Database, rows: Rows) -> None:
+    settling, never = asyncio.Event(), asyncio.Event()
+
+    async def settle() -> None:
+        settling.set()
+        await never.wait()
+
+    async with get_db_context() as db:
+        await WorkerRepository(db).register("dead", 0.1)
+    lease = Lease(1.0, on_fenced=settle, on_lost=lambda _: None)
+    await lease.take()
+    jobs = [asyncio.create_task(lease.renew_forever()), asyncio.create_task(lease.watch_forever())]
+    try:
+        await settling.wait()
+        before = _beats(rows, lease.token)
+        await asyncio.to_thread(wait_until, lambda: _beats(rows, lease.token) >= before + 3)
+    finally:
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+
+def _beats(rows: Rows, token: int) -> int:
+    return int(rows.one("SELECT beats FROM workers WHERE id = %s", token)["beats"])
+
+
+def _chunks(rows: Rows) -> int:
+    return int(rows.one("SELECT count(*) AS n FROM turn_chunks")["n"])
+
+
+async def test_a_pool_that_is_exhausted_costs_neither_the_lease_nor_text(
+    start: Callable[..., Service], provider: Provider, database_url: str, rows: Rows
+) -> None:
+    """Otherwise others would take a process for dead that has only much to do."""
+    service = start(database={"pool_size": 2}, lease_s=2, flush_interval_s=0.05, worker={"embedded": False})
+    pairs = [new_pair(), new_pair()]
+    async with connect(service.url) as chat, connect(service.url) as one, connect(service.url) as two:
+        for other, pair in zip((one, two), pairs, strict=True):
+            assert (await other.ask("Hello", "t1", **pair)).end["type"] == "done"
+        provider.next(Script(pieces=[f"word{i} " for i in range(100)], piece_delay_s=0.1))
+        await chat.send(type="message", message="Hello", turn_id="t1", **new_pair())
+        await chat.until("started")
+        async with locked(database_url, "SELECT 1 FROM prompt_sessions FOR UPDATE"):
+            for other, pair in zip((one, two), pairs, strict=True):
+                await other.send(type="message", message="Waits", turn_id="t2", **pair)
+            await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 2)
+            [owner] = {row["owner"] for row in rows("SELECT owner FROM prompt_turns WHERE status = 'running'")}
+            beats, chunks = _beats(rows, owner), _chunks(rows)
+            await asyncio.to_thread(wait_until, lambda: _beats(rows, owner) >= beats + 5)
+            await asyncio.to_thread(wait_until, lambda: _chunks(rows) >= chunks + 5)
+            assert waiting(database_url) == 2
+        for other in (chat, one, two):
+            assert (await other.turn()).end["type"] == "done"
+    assert rows("SELECT 1 FROM workers WHERE fenced_at IS NOT NULL AND id = %s", owner) == []
 
 
 async def test_the_database_refuses_what_a_fenced_owner_writes(

@@ -8,8 +8,7 @@ import secrets
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tests.conftest import SECRET as SIGNING_SECRET
 from tests.conftest import Rows, change
 from tests.support.chat import Command, connect, environment, new_pair, wait_until
 from tests.support.core import Answer, FakeCore
+from tests.support.locks import locked, waiting
 from tests.support.provider import SECRET as PROVIDER_SECRET
 from tests.support.provider import Provider, Script
 from tests.support.service import Service, running
@@ -255,15 +255,6 @@ async def test_a_process_that_must_end_during_an_outage_says_so_and_another_ends
     assert ready(heir)
 
 
-@asynccontextmanager
-async def locked(url: str, statement: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """Hold what ``statement`` locks."""
-    async with await psycopg.AsyncConnection.connect(url) as connection:
-        await connection.execute(statement)
-        yield connection
-        await connection.rollback()
-
-
 async def test_an_exhausted_pool_refuses_further_messages_and_recovers(
     start: Callable[..., Service], database_url: str, provider: Provider
 ) -> None:
@@ -289,15 +280,6 @@ async def test_an_exhausted_pool_refuses_further_messages_and_recovers(
         await asyncio.to_thread(wait_until, lambda: ready(service))
         assert (await chat.turn()).end["type"] == "done"
         assert (await chat.ask("Again", "again", **pairs[2])).end["type"] == "done"
-
-
-def waiting(url: str) -> int:
-    """How many connections to the database wait for a lock."""
-    with psycopg.connect(url) as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        found = connection.execute(query).fetchone()
-    assert found is not None
-    return int(found[0])
 
 
 @pytest.mark.parametrize("cut", [1, 2])

@@ -118,7 +118,7 @@ class DatabaseSettings(_Section):
     """PostgreSQL; without a URL an embedded one runs in the data directory."""
 
     url: PostgresUrl | None = Field(None, repr=False)
-    pool_size: int = Field(10, ge=1, le=200, description="connections one process holds at most")
+    pool_size: int = Field(10, ge=1, le=200, description="connections one process holds for its work at most")
     timeout_s: Seconds = Field(5.0, description="longest wait for a connection")
     statement_s: Seconds = Field(
         30.0, description="longest time for one statement; migrations and commands have no limit"

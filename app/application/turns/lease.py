@@ -5,6 +5,8 @@ Whoever sees another's beats stand still for a whole lease length, by its own mo
 error or a long silence meanwhile, fences it: from then on the old owner can write nothing. So an outage or a stall of
 the database, in which nobody can renew, fences nobody. Where two processes are set to different lengths the longer one
 counts, for a process renews as often as its own length demands.
+
+To renew waits for nothing else: neither for a connection that turns have, nor for the end of what is done about others.
 """
 
 from __future__ import annotations
@@ -53,28 +55,34 @@ class Lease:
 
     async def take(self) -> None:
         """Take a lease; each one has a larger token than all before."""
-        async with get_db_context() as db:
+        async with get_db_context(vital=True) as db:
             self._token = await WorkerRepository(db).register(process_name(), self._length_s)
 
     async def give_back(self) -> None:
         """End the lease, so that nobody has to wait for it to run out."""
-        async with get_db_context() as db:
+        async with get_db_context(vital=True) as db:
             await WorkerRepository(db).fence(self._token)
 
-    async def run(self) -> None:
-        """Renew and watch until cancelled."""
+    async def renew_forever(self) -> None:
+        """Renew until cancelled."""
+        await self._repeat(self.renew)
+
+    async def watch_forever(self) -> None:
+        """Watch over the others until cancelled."""
+        await self._repeat(lambda: self.watch(time.monotonic()))
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._length_s / 4)
             try:
-                await self.renew()
-                await self.watch(time.monotonic())
+                await step()
             except DATABASE_DOWN as error:
                 self._seen.clear()  # what was seen before an outage proves nothing after it
                 log.warning("lease_waits_for_database", error=fault(error))
 
     async def renew(self) -> None:
         """Renew the lease; take a new one where it was lost."""
-        async with get_db_context() as db:
+        async with get_db_context(vital=True) as db:
             alive = await WorkerRepository(db).beat(self._token)
         if not alive:
             lost = self._token
@@ -92,13 +100,13 @@ class Lease:
         if now - self._looked_at > self._length_s / 2:
             self._seen.clear()
         self._looked_at = now
-        async with get_db_context() as db:
+        async with get_db_context(vital=True) as db:
             others = await WorkerRepository(db).others(self._token)
         still = {o.id: self._seen[o.id] for o in others if o.id in self._seen and self._seen[o.id][0] == o.beats}
         self._seen = {other.id: (other.beats, now) for other in others} | still
         dead = [other for other in others if now - self._seen[other.id][1] >= max(self._length_s, other.lease_s)]
         for other in dead:
-            async with get_db_context() as db:
+            async with get_db_context(vital=True) as db:
                 fenced = await WorkerRepository(db).fence(other.id, seen_beats=other.beats)
             if fenced:
                 log.warning("lease_taken_from_dead_process", token=other.id)

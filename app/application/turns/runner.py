@@ -162,7 +162,7 @@ class TurnRunner:
         turns = [turn for turn in self._turns.values() if turn.ref.owner == owner and not turn.settling]
         chunks = [chunk for turn in turns if (chunk := turn.unflushed()) is not None]
         reached = {turn.ref.pk: turn.log.last_seq for turn in turns}
-        async with get_db_context() as db:
+        async with get_db_context(vital=True) as db:
             repository = TurnRepository(db)
             cancels = await repository.cancels_requested(owner)
             flushed = await repository.flush(owner, chunks) if chunks else False

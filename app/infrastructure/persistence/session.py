@@ -35,6 +35,8 @@ def fault(error: BaseException) -> str:
 
 _GIVEN_BACK_S = 5.0
 """For connections in use at the end; a rollback takes a millisecond."""
+_VITAL = 3
+"""Connections for what cannot wait: to renew the lease, to watch over the others, to make text safe."""
 _STREAMED = 1_000
 """Rows of one round trip."""
 
@@ -44,7 +46,7 @@ class Database:
 
     Args:
         url: ``postgresql://…``.
-        pool_size: connections at most.
+        pool_size: connections at most, besides three for what is ``vital``.
         timeout_s: longest wait for a connection, from the pool or from the server.
         statement_s: longest time for one statement; ``None``: as long as it takes, for commands that people wait for.
     """
@@ -55,11 +57,15 @@ class Database:
         self.url = patient_url(make_url(url).set(drivername="postgresql+psycopg"), timeout_s)
         self._timeout_s = timeout_s
         self._statement_s = statement_s
-        self.engine: AsyncEngine = create_async_engine(
+        self.engine = self._open_engine(pool_size)
+        self._vital_engine = self._open_engine(_VITAL)
+
+    def _open_engine(self, pool_size: int) -> AsyncEngine:
+        return create_async_engine(
             self.url,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=timeout_s,
+            pool_timeout=self._timeout_s,
             hide_parameters=True,  # an error's text may end in a log, and a parameter may be what a candidate wrote
             connect_args={"async_creator_fn": self._connect},
         )
@@ -82,9 +88,12 @@ class Database:
         return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """One transaction: committed at the end of the block, rolled back by an exception."""
-        connection = await self.engine.connect()
+    async def transaction(self, *, vital: bool = False) -> AsyncIterator[Transaction]:
+        """One transaction: committed at the end of the block, rolled back by an exception.
+
+        One that is ``vital`` waits for no other: what others would take this process for dead without, or lose text.
+        """
+        connection = await (self._vital_engine if vital else self.engine).connect()
         try:
             db = await Transaction.on(connection)
             yield db
@@ -97,10 +106,8 @@ class Database:
 
     @property
     def pool(self) -> QueuePool:
-        """Its connections."""
-        pool = self.engine.pool
-        assert isinstance(pool, QueuePool), "the engine's kind of pool"
-        return pool
+        """Its connections, but for those that are kept for what is vital."""
+        return _pool_of(self.engine)
 
     async def close(self) -> None:
         """Close all connections, once those in use have been given back.
@@ -109,11 +116,19 @@ class Database:
         closes the connection, and its locks stay in force for as long as the process lives.
         """
         unbind(self)
+        engines = (self.engine, self._vital_engine)
         with suppress(TimeoutError):
             async with asyncio.timeout(_GIVEN_BACK_S):
-                while self.pool.checkedout():  # noqa: ASYNC110  # a pool tells nobody
+                while any(_pool_of(engine).checkedout() for engine in engines):  # noqa: ASYNC110  # a pool tells nobody
                     await asyncio.sleep(_GIVEN_BACK_S / 1000)
-        await self.engine.dispose()
+        for engine in engines:
+            await engine.dispose()
+
+
+def _pool_of(engine: AsyncEngine) -> QueuePool:
+    pool = engine.pool
+    assert isinstance(pool, QueuePool), "the engine's kind of pool"
+    return pool
 
 
 class Transaction(AsyncSession):
@@ -212,8 +227,10 @@ def unbind(database: Database) -> None:
 
 
 @asynccontextmanager
-async def get_db_context() -> AsyncIterator[Transaction]:
+async def get_db_context(*, vital: bool = False) -> AsyncIterator[Transaction]:
     """A transaction on this process's database: committed at the end of the block, rolled back by an exception.
+
+    One that is ``vital`` does not wait for a connection that turns have.
 
     Raises:
         RuntimeError: no database is bound (`bind`) on this event loop, because nothing was started there.
@@ -222,5 +239,5 @@ async def get_db_context() -> AsyncIterator[Transaction]:
     database = next((each for loop, each in reversed(_bound) if loop is here), None)
     if database is None:
         raise RuntimeError("no database is open on this event loop")
-    async with database.transaction() as db:
+    async with database.transaction(vital=vital) as db:
         yield db
