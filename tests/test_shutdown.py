@@ -36,6 +36,7 @@ from tests.support.chat import (
     wait_until,
 )
 from tests.support.core import Answer, FakeCore
+from tests.support.locks import locked, waiting
 from tests.support.provider import Provider, Script
 from tests.support.service import ServiceProcess, running
 
@@ -114,6 +115,53 @@ async def test_running_turns_finish_on_open_sockets_and_nothing_new_is_taken(
     assert rows.one("SELECT content FROM prompt_messages WHERE role = 'ASSISTANT'")["content"] == script.text
     assert rows.one("SELECT count(*) AS n FROM callbacks WHERE session_id = %s", int(session_id))["n"] == 2
     assert rows.one("SELECT status FROM prompt_turns")["status"] == "completed"
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_turn_whose_start_is_under_way_is_answered_too(
+    env: dict[str, str], database_url: str, provider: Provider, rows: Rows, others: int
+) -> None:
+    """It was not refused, so it has the whole grace period; also where those that ran already end before it."""
+    script = Script(pieces=[f"word{i} " for i in range(20)], piece_delay_s=0.05)
+    provider.default = script
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat, connect(process.url) as other:
+            session_id = (await chat.ask("Hello", "t1", **new_pair())).session_id
+            async with locked(database_url, "SELECT 1 FROM prompt_sessions FOR UPDATE"):
+                await chat.send(type="message", message="And now?", turn_id="t2", session_id=session_id)
+                await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 1)
+                for _ in range(others):
+                    await other.send(type="message", message="Hello", turn_id="t1", **new_pair())
+                    await other.until("delta")
+                process.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(wait_until, lambda: get(f"{process.url}/readyz")[0] == 503)
+                await asyncio.sleep(1)  # it looks every tenth of a second whether all have ended
+            turn = await chat.turn()
+            assert (turn.end["type"], turn.text) == ("done", script.text)
+            assert await closed(chat) == RESTARTING
+        assert await asyncio.to_thread(process.process.wait, 30) == 0
+    assert {row["status"] for row in rows("SELECT status FROM prompt_turns")} == {"completed"}
+
+
+async def test_a_second_signal_interrupts_a_turn_whose_start_is_under_way(
+    env: dict[str, str], database_url: str, provider: Provider, rows: Rows
+) -> None:
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            session_id = (await chat.ask("Hello", "t1", **new_pair())).session_id
+            async with locked(database_url, "SELECT 1 FROM prompt_sessions FOR UPDATE"):
+                await chat.send(type="message", message="And now?", turn_id="t2", session_id=session_id)
+                await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 1)
+                process.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(wait_until, lambda: get(f"{process.url}/readyz")[0] == 503)
+                process.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.5)
+            assert (await chat.until("error"))["code"] == "interrupted"
+        assert await asyncio.to_thread(process.process.wait, 30) == 0
+    statement = "SELECT status FROM prompt_turns ORDER BY turn"
+    assert [row["status"] for row in rows(statement)] == ["completed", "interrupted"]
 
 
 async def test_a_turn_that_does_not_end_in_time_is_interrupted_and_stored(

@@ -148,9 +148,8 @@ class EvalService:
         arrived_at = time.monotonic()
         async with _database_errors():
             for _ in range(_TRIES_TO_START):
-                begun = None if self._runner.refusal() else await self._begin(command)
-                if begun is not None:
-                    attached = self._run(*begun, arrived_at)
+                attached = None if self._runner.refusal() else await self._start(command, arrived_at)
+                if attached is not None:
                     await asyncio.sleep(0)  # the model's request goes out first, and then what the client is told
                     return attached
                 existing = await self._explain(command)
@@ -158,10 +157,15 @@ class EvalService:
                     return await self._attach_to_stored(existing, command.turn_id)
         raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering other messages.")
 
-    def _run(self, ref: TurnRef, given: TurnInput, generation: Generation, arrived_at: float) -> AttachedTurn:
-        metrics.TURN_START.observe(time.monotonic() - arrived_at)
-        log = self._state.open(ref.key)
-        self._runner.start(RunningTurn(ref, given, log, generation, arrived_at=arrived_at))
+    async def _start(self, command: ChatCommand, arrived_at: float) -> AttachedTurn | None:
+        with self._runner.starting():
+            begun = await self._begin(command)
+            if begun is None:
+                return None
+            ref, given, generation = begun
+            metrics.TURN_START.observe(time.monotonic() - arrived_at)
+            log = self._state.open(ref.key)
+            self._runner.start(RunningTurn(ref, given, log, generation, arrived_at=arrived_at))
         return AttachedTurn(Started(ref.session_id, ref.turn, ref.turn_id), log, fresh=True)
 
     async def resume(self, session_id: int, turn_id: TurnId) -> AttachedTurn:
@@ -214,7 +218,7 @@ class EvalService:
         )
         generation = self._generations.take(command.message)
         try:
-            started = await self._start(new)
+            started = await self._store_start(new)
         except IntegrityError:
             started = None
         except BaseException:
@@ -233,7 +237,7 @@ class EvalService:
         given = input_of(command.message, history, exam=started.exam, history_tokens=model.history_tokens)
         return TurnRef(started.pk, started.session_id, started.turn, command.turn_id, new.owner), given, generation
 
-    async def _start(self, new: NewTurn) -> StartedTurn | None:
+    async def _store_start(self, new: NewTurn) -> StartedTurn | None:
         """Start the turn in its session; a pair that has none gets one."""
         budget = self._runner.model.history_tokens
         async with get_db_context() as db:

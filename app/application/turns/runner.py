@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -83,6 +84,9 @@ class TurnRunner:
         self._judged_by = judged_by
         self._turns: dict[TurnKey, RunningTurn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = 0
+        self._changed = asyncio.Event()
+        self._hurried = False
         self._suspects: set[int] = set()
         self._flushing = asyncio.Lock()
         self.draining = False
@@ -91,9 +95,19 @@ class TurnRunner:
         """Why no further turn can be started here just now; ``None`` where one can."""
         if self.draining:
             return TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
-        if len(self._turns) >= self._most_turns:
+        if len(self._turns) + self._starting >= self._most_turns:
             return TurnstoneError(ErrorCode.OVERLOADED, "The service is full; try again in a moment.")
         return None
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Store a turn that was not refused, and `start` it, within this block: `drain` waits for it too."""
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
+            self._changed.set()
 
     def start(self, turn: RunningTurn) -> None:
         """Run a turn whose start is committed."""
@@ -102,7 +116,9 @@ class TurnRunner:
         metrics.TURNS_RUNNING.set(len(self._turns))
         task = asyncio.create_task(self._run(turn), name=f"turn {turn.ref.pk}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._leave)
+        if self._hurried:
+            turn.interrupt()
 
     def get(self, key: TurnKey) -> RunningTurn | None:
         """A turn that runs here."""
@@ -121,22 +137,38 @@ class TurnRunner:
                 turn.disown()
 
     async def drain(self, grace_s: float) -> None:
-        """Let running turns end; interrupt those that have not after ``grace_s``, and wait until all are settled.
+        """Let turns end that run or are being started, and interrupt those that have not after ``grace_s``.
 
-        Where the database is away even then, the turns are given up: another process finds them by their lease.
+        It returns when all are settled. Where the database is away even then, the turns are given up: another process
+        finds them by their lease.
         """
         self.draining = True
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace_s)
+        await self._wait_until(lambda: self._hurried or self._idle, grace_s)
         self.interrupt_all()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_LAST_SETTLE_S)
+        await self._wait_until(lambda: self._idle, _LAST_SETTLE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def _idle(self) -> bool:
+        return not self._tasks and not self._starting
+
+    async def _wait_until(self, condition: Callable[[], bool], patience_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._changed.set()
+
     def interrupt_all(self) -> None:
-        """End all running turns now, as ``interrupted``."""
+        """End all running turns now, as ``interrupted``, and those that are being started as soon as they run."""
+        self._hurried = True
+        self._changed.set()
         for turn in list(self._turns.values()):
             turn.interrupt()
 
