@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.application.turns.recovery import Recovery
 from app.core.settings import Settings
 from app.domain.guard_inspection import (
     OVERLAP,
@@ -24,6 +25,10 @@ from app.domain.guard_policy import GuardAction, GuardRules, GuardVerdict, refus
 from app.domain.guard_question import question_about, read_answer
 from app.domain.guarding import ATTACKS, GuardLabel
 from app.domain.prompting import ONLY_HINTS, prompt, refusal, system_prompt
+from app.infrastructure.llm.tokens import TokenCounter
+from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
+from app.infrastructure.repositories.worker_repository import WorkerRepository
 from guard_training.data import Label, load
 from tests.conftest import Rows, change
 from tests.support.chat import Command, connect, environment, new_pair, wait_until
@@ -274,6 +279,33 @@ async def test_a_turn_whose_process_died_keeps_its_labels_and_its_version(
     assert (meta["labels"], meta["exam_version"], meta["partial"]) == (["PROMPT_EXFILTRATION"], 1, True)
 
 
+async def test_what_a_dead_process_s_turn_used_is_counted_with_its_hint_and_of_a_refused_one_nothing(
+    database: Database, rows: Rows
+) -> None:
+    counter = TokenCounter("openai:scripted")
+    asked = {}
+    for action in (GuardAction.FLAG, GuardAction.HINT, GuardAction.REFUSE):
+        async with get_db_context() as db:
+            owner = await WorkerRepository(db).register("gone", 6)
+            session = await SessionRepository(db).create_session(*new_pair().values())
+        new = NewTurn(session.id, "t1", turn_id_is_int=False, owner=owner, model="scripted", message=ATTACK)
+        async with get_db_context() as db:
+            assert await SessionRepository(db).start_turn(new, token_budget=1000)
+        async with get_db_context() as db:
+            await WorkerRepository(db).fence(owner)
+        rules = GuardRules({EXFILTRATION: action})
+        recovery = Recovery(counter, 1000, rules, held=True, on_settled=lambda: None)
+        assert await recovery.settle_orphans() == 1
+        turn = rows.one("SELECT status, labels, prompt_tokens FROM prompt_turns WHERE session_id = %s", session.id)
+        assert (turn["status"], turn["labels"]) == ("interrupted", ["PROMPT_EXFILTRATION"])
+        calls = rows("SELECT prompt_tokens FROM provider_calls WHERE session_id = %s", session.id)
+        asked[action] = [call["prompt_tokens"] for call in calls]
+        assert sum(asked[action]) == turn["prompt_tokens"]
+    hint = counter.count(prompt("hint")).tokens
+    assert asked[GuardAction.REFUSE] == []
+    assert asked[GuardAction.HINT][0] >= asked[GuardAction.FLAG][0] + hint
+
+
 # ---------------------------------------------------------------- a model is asked
 
 
@@ -339,7 +371,7 @@ async def test_a_model_that_calls_one_piece_harmless_leaves_another_s_label(
         return _together([piece(0.9, "sure", GuardLabel.JAILBREAK), piece(0.1, "labelled", EXFILTRATION)])
 
     monkeypatch.setattr("app.domain.langgraph.nodes.guard.TIME_LIMIT_S", 60)
-    monkeypatch.setattr("app.domain.langgraph.nodes.guard.inspecting", found)
+    monkeypatch.setattr("app.domain.guard_inspection.inspecting", found)
     exam(rest, ask_model=True, actions={"PROMPT_EXFILTRATION": "refuse"})
     provider.next(Script(pieces=("HARMLESS",)))
     answered = await asyncio.to_thread(say, rest, "a long message")

@@ -5,6 +5,7 @@ A message is read piece by piece, so that whoever inspects a long one can do som
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,18 @@ def inspected(message: str) -> Inspection:
         except StopIteration as ended:
             found: Inspection = ended.value
             return found
+
+
+async def inspected_aside(message: str) -> Inspection:
+    """As `inspected`; between the pieces of a long message others have their turn."""
+    steps = inspecting(message)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            found: Inspection = ended.value
+            return found
+        await asyncio.sleep(0)
 
 
 def inspecting(message: str) -> Generator[None, None, Inspection]:

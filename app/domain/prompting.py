@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from app.domain.guard_policy import GuardAction
 from app.domain.guarding import GuardLabel
-from app.domain.model_client import ChatMessage, ModelRequest
+from app.domain.model_client import ChatMessage
 
 _PROMPTS = Path(__file__).parent / "langgraph" / "prompts"
 
@@ -71,14 +71,14 @@ def refusal(language: str) -> str:
     return prompt("refusal" if language == "en" else f"refusal.{language}")
 
 
-def hinted(request: ModelRequest, labels: frozenset[GuardLabel]) -> ModelRequest:
-    """The request, its system prompt saying how to give no more than hints to a message with these labels."""
+def hinted(messages: Sequence[ChatMessage], labels: frozenset[GuardLabel]) -> Sequence[ChatMessage]:
+    """What is sent, its system prompt saying how to give no more than hints to a message with these labels."""
     if not labels:
-        return request
+        return messages
     instructions = sorted({_HINTS.get(label, "hint") for label in labels})
-    (_, system), *others = request.messages
+    (_, system), *others = messages
     told = "\n\n".join([system, *map(prompt, instructions)])
-    return replace(request, messages=[ChatMessage("system", told), *others])
+    return [ChatMessage("system", told), *others]
 
 
 def build_messages(system: str, past: Sequence[PastTurn], message: str, *, token_budget: int) -> list[ChatMessage]:

@@ -7,15 +7,16 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.application.turns.ending import INTERRUPTED, FinalTurn, count_call
+from app.application.turns.ending import INTERRUPTED, FinalTurn, count_call, sum_usage
 from app.application.turns.input import TurnInput, input_of
 from app.application.turns.running import TurnRef
 from app.application.turns.settlement import NotOursError, settle
 from app.domain.conversation import TurnStatus
 from app.domain.exam_settings import ExamTerms
-from app.domain.guard_inspection import inspected
-from app.domain.guard_policy import DONE_ABOUT_IT, GuardRules
+from app.domain.guard_inspection import inspected_aside
+from app.domain.guard_policy import DONE_ABOUT_IT, GuardRules, GuardVerdict
 from app.domain.model_client import ModelCall
+from app.domain.prompting import hinted, refusal
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.models import PromptTurn
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
@@ -96,30 +97,35 @@ class Recovery:
             settings = await ExamRepository(db).settings_of(session.exam_id, turn.exam_version)
         exam = ExamTerms() if settings is None else settings.terms(turn.exam_version)
         given = input_of(message, history, exam=exam, history_tokens=self._history_tokens)
+        verdict = (exam.guard or self._guard).decide((await inspected_aside(message)).labels)
         turn_id = int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
         try:
-            await settle(ref, self._final(turn, given, flushed), held=self._held, after_fencing=after_fencing)
+            await settle(ref, self._final(turn, given, verdict, flushed), held=self._held, after_fencing=after_fencing)
         except NotOursError:
             return False
         log.warning("turn_interrupted", turn_pk=turn.id, characters=len(flushed.content))
         self._on_settled()
         return True
 
-    def _final(self, turn: PromptTurn, given: TurnInput, flushed: StoredText) -> FinalTurn:
+    def _final(self, turn: PromptTurn, given: TurnInput, verdict: GuardVerdict, flushed: StoredText) -> FinalTurn:
         """The ending of a turn whose process is gone.
 
         Whether the provider had been reached is not known. It is by far the likelier case, for the call follows the
-        turn's start within milliseconds; so usage is counted.
+        turn's start within milliseconds; so usage is counted, but not of a message that the guard refuses: that one is
+        answered without it.
         """
-        call = count_call(
-            ModelCall(turn.model, outcome=INTERRUPTED.code), flushed.content, given.messages, self._counter
-        )
         meta: dict[str, object] = {"model": turn.model, "status": TurnStatus.INTERRUPTED.value, "partial": True}
-        meta["tokenizer"] = call.tokenizer
-        if call.approximate:
+        counted = self._counter.count(flushed.content)
+        meta["tokenizer"] = counted.tokenizer
+        if counted.approximate:
             meta["approximate"] = True
-        verdict = (given.exam.guard or self._guard).decide(inspected(given.message).labels)
+        calls = []
+        refused = verdict.refused and refusal(given.exam.language).startswith(flushed.content)
+        if not refused:
+            messages = hinted(given.messages, verdict.hints)
+            call = ModelCall(turn.model, outcome=INTERRUPTED.code)
+            calls.append(count_call(call, flushed.content, messages, self._counter))
         labels = sorted(verdict.labels)
         if labels:
             meta["labels"] = labels
@@ -129,11 +135,11 @@ class Recovery:
             meta["exam_version"] = turn.exam_version
         row = TurnEnding(
             status=TurnStatus.INTERRUPTED,
-            usage=call.usage,
+            usage=sum_usage(calls),
             error_code=INTERRUPTED.code,
             error_message=INTERRUPTED.message,
             error_retryable=INTERRUPTED.retryable,
             lengths=flushed.lengths,
             labels=labels,
         )
-        return FinalTurn(flushed.content, row, [call], call.usage.completion_tokens, meta)
+        return FinalTurn(flushed.content, row, calls, counted.tokens, meta)

@@ -249,8 +249,8 @@ class TurnRunner:
 
     def _final(self, turn: RunningTurn, outcome: Outcome) -> FinalTurn:
         text, context = turn.log.text, turn.generation.context
-        request = hinted(ModelRequest(turn.given.messages, self.model.max_output_tokens), context.verdict.hints)
-        calls = record_calls(context.calls, text, request.messages, self.model.counter)
+        messages = hinted(turn.given.messages, context.verdict.hints)
+        calls = record_calls(context.calls, text, messages, self.model.counter)
         usage = sum_usage(calls)
         labels = sorted(context.verdict.labels)
         meta: dict[str, object] = {"model": self.model.client.model, "status": outcome.status.value}

@@ -8,7 +8,7 @@ from langgraph.runtime import Runtime
 
 from app.core.errors import ErrorCode, ModelError
 from app.domain.conversation import FinishReason
-from app.domain.guard_inspection import Inspection, inspecting
+from app.domain.guard_inspection import Inspection, inspected_aside
 from app.domain.guard_question import TIME_LIMIT_S, GuardCall, question_about, read_answer
 from app.domain.guarding import GuardLabel
 from app.domain.langgraph.context import TurnContext
@@ -26,7 +26,7 @@ async def guard(state: TurnState, runtime: Runtime[TurnContext]) -> TurnState:
     context = runtime.context
     message = await context.message
     await asyncio.sleep(0)  # the statement that stores the message goes out first; the database works meanwhile
-    found = await _inspected(message)
+    found = await inspected_aside(message)
     if not found.labels and not found.doubtful:
         return {"refused": False}
     opening = await context.opening
@@ -38,18 +38,6 @@ async def guard(state: TurnState, runtime: Runtime[TurnContext]) -> TurnState:
         return {"refused": False}
     opening.emit(refusal(opening.exam.language))
     return {"refused": True, "finish_reason": FinishReason.REFUSED}
-
-
-async def _inspected(message: str) -> Inspection:
-    """What is found in the message; between the pieces of a long one others have their turn."""
-    steps = inspecting(message)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as ended:
-            found: Inspection = ended.value
-            return found
-        await asyncio.sleep(0)
 
 
 async def _asked(context: TurnContext, found: Inspection) -> frozenset[GuardLabel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from langgraph.runtime import Runtime
 
@@ -30,7 +31,7 @@ async def writer(state: TurnState, runtime: Runtime[TurnContext]) -> TurnState:
     """
     context = runtime.context
     opening = await context.opening
-    request = hinted(opening.request, context.verdict.hints)
+    request = replace(opening.request, messages=hinted(opening.request.messages, context.verdict.hints))
     for attempt in range(1, TRIES + 1):
         call = ModelCall(context.client.model)
         context.calls.append(call)
