@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from app.domain.final_scores import COMPONENTS, Component, Override
-from app.infrastructure.persistence.models import PromptSession, ReviewItem, ReviewReasonEnum, ScoreOverride
+from app.infrastructure.persistence.models import (
+    EvaluationRun,
+    PromptSession,
+    ReviewItem,
+    ReviewReasonEnum,
+    ScoreOverride,
+)
 from app.infrastructure.persistence.session import Transaction
+
+_OF_THE_PROMPT = (ReviewReasonEnum.REFUSED, ReviewReasonEnum.ATTACK_FLAGGED)
+"""Reasons that another judgement finds again in the same prompt."""
 
 
 class ReviewRepository:
-    """Reads and writes reviews within the transaction at hand; who writes locks the session's row before."""
+    """Reads and writes reviews within the transaction at hand; who writes locks the session's row before.
+
+    What a judgement gives people to look at is shown when that judgement counts, or an appeal asked for it: a re-run
+    that nobody has published is none of their business yet.
+    """
 
     def __init__(self, db: Transaction) -> None:
         self._db = db
@@ -29,7 +42,21 @@ class ReviewRepository:
         evaluation_id: int | None = None,
         asked_by: str | None = None,
     ) -> int | None:
-        """Ask people to look at a turn, or at a submission's evaluation; ``None`` where it has such an item already."""
+        """Ask people to look at a turn, or at a submission's evaluation.
+
+        Returns:
+            ``None`` where it has such an item already, or one that says the same of its prompt, be it resolved.
+        """
+        if reason in _OF_THE_PROMPT and turn is not None:
+            same = select(ReviewItem.id).where(
+                ReviewItem.session_id == session_id,
+                ReviewItem.turn == turn,
+                ReviewItem.reason == reason,
+                ReviewItem.details == details,
+                _shown(),
+            )
+            if (await self._db.scalars(same)).first() is not None:
+                return None
         values = {
             "session_id": session_id,
             "turn": turn,
@@ -80,7 +107,7 @@ class ReviewRepository:
         statement = (
             select(ReviewItem, PromptSession.exam_id)
             .join(PromptSession, PromptSession.id == ReviewItem.session_id)
-            .where(ReviewItem.id > after)
+            .where(ReviewItem.id > after, _shown())
             .order_by(ReviewItem.id)
             .limit(limit)
         )
@@ -153,3 +180,8 @@ class ReviewRepository:
         found = await self._db.scalars(statement.execution_options(populate_existing=True))
         by_name = {override.component: override for override in found}
         return {name: by_name[name] for name in COMPONENTS if name in by_name}
+
+
+def _shown() -> ColumnElement[bool]:
+    counts = exists().where(EvaluationRun.id == ReviewItem.run_id, EvaluationRun.published)
+    return or_(ReviewItem.run_id.is_(None), ReviewItem.reason == ReviewReasonEnum.APPEAL, counts)
