@@ -10,6 +10,7 @@ import pytest
 
 from app.application.evaluation.basis import default_basis
 from app.application.evaluation.circuits import JudgeCircuits
+from app.application.services.evaluation_service import EvaluationService, RerunOrder
 from app.application.turns.settlement import settle
 from app.core.errors import ErrorCode, ModelError
 from app.infrastructure.persistence.session import Database, get_db_context
@@ -107,6 +108,31 @@ async def test_runs_of_a_judge_that_is_away_are_not_even_claimed(database: Datab
 def judge() -> Iterator[ScriptedJudge]:
     with ScriptedJudge() as running:
         yield running
+
+
+async def test_answers_that_are_kept_do_not_say_that_the_judge_is_there(
+    start: Callable[..., Service], judge: ScriptedJudge, database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is judged from them alone would send all others to a judge that is away."""
+    found_there = []
+    answered = JudgeCircuits.answered
+
+    def noting(circuits: JudgeCircuits, model: str, *, new: bool) -> None:
+        found_there.append(model)
+        answered(circuits, model, new=new)
+
+    monkeypatch.setattr(JudgeCircuits, "answered", noting)
+    service = start(judge=judge_settings(judge))
+    await ask(service, "Sort n numbers.")
+    [first] = await all_done(rows)
+    assert len(found_there) == 1
+    judge.default = JudgeReply(status=503)
+    reruns = EvaluationService(await default_basis(first["settings"]["model"]), held=False)
+    async for _ in reruns.record_rerun(RerunOrder(session_id=first["session_id"])):
+        pass
+    await asyncio.to_thread(wait_until, lambda: {run["status"] for run in runs(rows)} == {"done"})
+    assert [run["result"]["score"] for run in runs(rows)] == [first["result"]["score"]] * 2
+    assert len(found_there) == 1
 
 
 @pytest.mark.slow

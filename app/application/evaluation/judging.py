@@ -132,11 +132,11 @@ class KeepingClient:
             known = await EvaluationRuns(db).known_answers(self._run, sample, request.input_hash)
         at = _Place(sample, place)
         if place < len(known.ours):
-            return JudgeAnswer(known.ours[place], None, 0)
+            return JudgeAnswer(known.ours[place], None, 0, kept=True)
         if place < len(known.others):
             kept = await self._keep(request, at, raw=known.others[place], cached=True)
             metrics.JUDGE_CALLS.labels("cached").inc()
-            return JudgeAnswer(known.others[place] if kept is None else kept, None, 0)
+            return JudgeAnswer(known.others[place] if kept is None else kept, None, 0, kept=True)
         return await self._ask(request, at)
 
     async def _ask(self, request: JudgeRequest, at: _Place) -> JudgeAnswer:

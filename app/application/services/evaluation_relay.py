@@ -201,7 +201,7 @@ class EvaluationRelay:
         except ModelError as error:
             circuits.failed(model, run.id, begun, error, new=new)
             raise
-        if judgement.calls:
+        if not all(call.answer.kept for call in judgement.calls):
             circuits.answered(model, new=new)
         return judgement
 

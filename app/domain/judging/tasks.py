@@ -95,11 +95,12 @@ class JudgeRequest:
 
 @dataclass(frozen=True, slots=True)
 class JudgeAnswer:
-    """What came of one call: the text as it was written, and what it cost."""
+    """What came of one call: the text as it was written, and what it cost. ``kept``: it was given an earlier time."""
 
     raw: str
     usage: Usage | None
     latency_ms: int
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
