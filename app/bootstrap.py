@@ -44,7 +44,7 @@ from app.infrastructure.llm.local_model import LocalModel
 from app.infrastructure.llm.models import OpenedModel, check_remote, history_budget, open_model
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, SUBMISSIONS, Bell
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate, schema_state, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, fault
 from app.infrastructure.repositories.state_repository import StateRepository

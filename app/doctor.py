@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from app.core.errors import StartupError
 from app.core.settings import Settings, without_secrets
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import SchemaState, schema_state, unreachable, wrong_version
 from app.infrastructure.persistence.session import DATABASE_DOWN, Database, bind, get_db_context
 

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 
 _ROOT = Path(__file__).parents[1]
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")

@@ -21,8 +21,8 @@ from psycopg.rows import dict_row
 from sqlalchemy import make_url
 
 from app.core.settings import Settings
-from app.infrastructure.persistence import embedded
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded import cluster
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
 from app.infrastructure.persistence.session import Database, bind
 from tests.support.core import FakeCore
@@ -76,7 +76,7 @@ def postgres(scratch: Path) -> Iterator[str]:
     """A real PostgreSQL; the address of its maintenance database."""
     with pytest.MonkeyPatch.context() as patch:
         # A database is made and dropped for every test; that it outlives the machine is worth nothing here.
-        patch.setattr(embedded, "SERVER_SETTINGS", {**embedded.SERVER_SETTINGS, "fsync": "off"})
+        patch.setattr(cluster, "SERVER_SETTINGS", {**cluster.SERVER_SETTINGS, "fsync": "off"})
         server = EmbeddedPostgres.open(scratch / "data")
     with server:
         yield server.url

@@ -25,7 +25,7 @@ from app.application.services.callback_relay import _CLAIM_S, CallbackRelay
 from app.application.services.callback_service import CallbackService
 from app.core.settings import CallbackSettings, Settings
 from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, Bell
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
 from app.infrastructure.persistence.session import Database, Transaction, get_db_context
 from app.infrastructure.repositories.callback_lanes import CallbackLanes

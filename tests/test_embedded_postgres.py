@@ -22,8 +22,8 @@ from sqlalchemy import create_engine, make_url, text
 from structlog.testing import capture_logs
 
 from app.core.errors import StartupError
-from app.infrastructure.persistence import embedded
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded import handle
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 
 CHECKOUT = Path(__file__).parents[1]
 WAIT_S = 30.0
@@ -31,7 +31,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 import psycopg
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 postgres = EmbeddedPostgres.open(Path(sys.argv[1]))
 def works():
     with psycopg.connect(postgres.url) as connection:
@@ -530,7 +530,7 @@ def test_opening_and_closing_wait_for_whoever_starts_or_stops_the_server(
     place: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with EmbeddedPostgres.open(data_dir) as postgres, (data_dir / "postgres/turn.lock").open() as turn:
-        looked, within = threading.Event(), embedded._within
+        looked, within = threading.Event(), handle.within
 
         def seen_to_wait(seconds: float, condition: Callable[[], bool]) -> bool:
             def told() -> bool:
@@ -542,13 +542,13 @@ def test_opening_and_closing_wait_for_whoever_starts_or_stops_the_server(
         closing = threading.Thread(target=postgres.close)
         fcntl.flock(turn, fcntl.LOCK_EX)
         with monkeypatch.context() as patch:
-            patch.setattr(embedded, "_within", seen_to_wait)
+            patch.setattr(handle, "within", seen_to_wait)
             closing.start()
             assert looked.wait(WAIT_S), "it has its own patience from now on"
         closing.join(0.3)
         assert closing.is_alive()
         assert servers_in(place)
-        monkeypatch.setattr(embedded, "_TURN_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(handle, "_TURN_TIMEOUT_S", 0.2)
         with pytest.raises(StartupError, match="Another process has been starting or stopping"):
             EmbeddedPostgres.open(data_dir)
         fcntl.flock(turn, fcntl.LOCK_UN)

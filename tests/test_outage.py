@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 
 from app.core.settings import Settings
 from app.infrastructure.persistence import session
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
 from tests.conftest import SECRET as SIGNING_SECRET
 from tests.conftest import Rows, change

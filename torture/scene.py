@@ -18,7 +18,7 @@ import psutil
 import psycopg
 from sqlalchemy import make_url
 
-from app.infrastructure.persistence.embedded import EmbeddedPostgres
+from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
 from tests.support.chat import Command
 from tests.support.core import FakeCore
