@@ -110,6 +110,8 @@ def _parts(
         parts["exams"] = partial(sessions.exams, judge, ladders, plan)
     parts["biases"] = partial(measures.biases, judge, ladders, plan)
     parts["retest"] = partial(measures.retest, judge, ladders, plan)
+    if options.judge == "noisy":
+        parts["samples"] = partial(measures.samples, judge, FakeJudge(), ladders, plan)
     return parts
 
 

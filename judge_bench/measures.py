@@ -20,6 +20,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from app.domain.judging import JudgeClient, JudgeTask
 from app.domain.judging.tasks import Trials
+from app.domain.sampling import Doubt
 from app.domain.scoring import Criterion
 from guard_training.data import Example
 from judge_bench.data import Attack, Family, Ladder
@@ -251,6 +252,49 @@ async def retest(judge: JudgeClient, entries: Sequence[Ladder], plan: Plan) -> R
         "unscored": sum(pair.points is None for pair in pairs),
         **failed(report),
     }
+
+
+async def samples(judge: JudgeClient, right: JudgeClient, entries: Sequence[Ladder], plan: Plan) -> Result:
+    """What more samples of a prompt are worth: by how many points its score is off, and the calls for 20 prompts.
+
+    Args:
+        judge: one that is off by chance.
+        right: the same without its noise.
+        entries: the ladders; each prompt is its session's first.
+        plan: how the judge is used.
+    """
+
+    async def measure(one: Ladder) -> list[tuple[Outcome, dict[str, Outcome]]]:
+        found = []
+        for task in rungs(one, plan.trials):
+            sampled = {name: replace(task, policy=replace(task.policy, **terms)) for name, terms in _SAMPLINGS.items()}
+            outcomes = {name: await judged(judge, each) for name, each in sampled.items()}
+            found.append((await judged(right, task), outcomes))
+        return found
+
+    report = await evaluate("samples", [(one.id, one) for one in entries], measure, plan)
+    prompts = [prompt for case in report.cases for prompt in case.output]
+    return {
+        name: {
+            "points_off": mean(_distance(outcomes[name], honest) for honest, outcomes in prompts),
+            "calls_for_20": _for_20(outcomes[name].calls for _, outcomes in prompts),
+        }
+        for name in _SAMPLINGS
+    } | failed(report)
+
+
+_SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
+    "one": {"samples": 1, "all_samples_where": None},
+    "two": {"samples": 2, "all_samples_where": None},
+    "three": {"samples": 3, "all_samples_where": None},
+    "one, three in doubt": {"samples": 3, "all_samples_where": frozenset({Doubt.ACTED_ON, Doubt.ASKED_AGAIN})},
+    "one, three in doubt or at an edge": {"samples": 3, "all_samples_where": frozenset(Doubt) - {Doubt.FAR_APART}},
+}
+
+
+def _distance(outcome: Outcome, honest: Outcome) -> float | None:
+    points = Pair(outcome, honest).points
+    return None if points is None else abs(points)
 
 
 def kappa_interval(levels: Sequence[Sequence[int | None]], seed: int = 0) -> Result:

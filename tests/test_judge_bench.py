@@ -470,7 +470,11 @@ def test_one_seed_gives_one_report(tmp_path: Path) -> None:
         main(["--judge", "noisy", "--limit", "4", "--seed", "7", "--json", str(out)])
         reports.append(out.read_bytes())
     assert reports[0] == reports[1]
-    assert json.loads(reports[0])["retest"]["same_share"] < 1.0
+    told = json.loads(reports[0])
+    assert told["retest"]["same_share"] < 1.0
+    one, three = told["samples"]["one"], told["samples"]["three"]
+    assert three["points_off"] < one["points_off"]
+    assert 20 <= one["calls_for_20"] < three["calls_for_20"] - 30
 
 
 def test_a_judge_that_cannot_be_asked_is_told_and_the_exit_code_is_two(capsys: pytest.CaptureFixture[str]) -> None:
