@@ -6,13 +6,15 @@ import asyncio
 import signal
 from collections.abc import Callable
 
+import psycopg
 import pytest
+from sqlalchemy import text
 
 from app.application.turns.ending import INTERRUPTED
 from app.application.turns.lease import Lease
 from app.core.settings import Settings
 from app.domain.conversation import TurnStatus, Usage
-from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.persistence.session import DATABASE_DOWN, Database, PoolExhausted, bind, get_db_context
 from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
 from app.infrastructure.repositories.turn_repository import Chunk, TurnEnding, TurnRepository, pack_lengths
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -132,6 +134,71 @@ async def test_a_lease_renewed_after_it_was_seen_is_not_fenced(database: Databas
         assert not await WorkerRepository(db).fence(owner.lease.token, seen_beats=0)
         assert await WorkerRepository(db).fence(owner.lease.token, seen_beats=1)
         assert not await WorkerRepository(db).fence(owner.lease.token, seen_beats=1)
+
+
+async def test_where_nobody_can_renew_nobody_is_fenced(
+    database: Database, database_url: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They can look all the while: a stall of writes alone. At its end who beats and who fences are at it together."""
+    monkeypatch.setattr("app.infrastructure.persistence.session._VITAL", 9)
+    three = Database(database_url)  # as three processes have together
+    bind(three)
+    leases = [Watcher(0.8).lease for _ in range(3)]
+    jobs = []
+    try:
+        for lease in leases:
+            await lease.take()
+            jobs += [asyncio.create_task(lease.renew_forever()), asyncio.create_task(lease.watch_forever())]
+        for _ in range(3):
+            before = [_beats(rows, lease.token) for lease in leases]
+            async with locked(database_url, "LOCK TABLE workers IN SHARE MODE"):
+                await asyncio.sleep(2)
+            for lease, beats in zip(leases, before, strict=True):
+                await asyncio.to_thread(wait_until, lambda token=lease.token, beats=beats: _beats(rows, token) > beats)
+        assert rows("SELECT 1 FROM workers WHERE fenced_at IS NOT NULL") == []
+    finally:
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        await three.close()
+
+
+async def test_what_could_not_be_settled_at_once_is_tried_again(database: Database) -> None:
+    """Who is fenced is seen by nobody any more, so whoever fenced it has to see to it."""
+    tries = []
+
+    async def settle() -> None:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise PoolExhausted
+
+    watcher, owner = Lease(LENGTH_S, on_fenced=settle, on_lost=lambda _: None), Watcher()
+    await watcher.take()
+    await owner.lease.take()
+    for now in (100.0, 102.0, 104.0, 106.0):
+        await watcher.watch(now)
+    with pytest.raises(PoolExhausted):
+        await watcher.watch(108.0)
+    await watcher.watch(110.0)
+    await watcher.watch(112.0)
+    assert tries == [0, 1]
+
+
+async def test_connections_that_were_cut_are_not_left_to_turns(database: Database, database_url: str) -> None:
+    """The lease's are used all the time, and tell of it; the others, where nobody chats, are not."""
+    async with get_db_context() as db:
+        await db.execute(text("SELECT 1"))
+    lease = Watcher().lease
+    await lease.take()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    with pytest.raises(DATABASE_DOWN):
+        await lease.renew()
+    async with get_db_context() as db:
+        await db.execute(text("SELECT 1"))
 
 
 async def test_to_settle_what_a_dead_process_leaves_keeps_nobody_from_renewing(database: Database, rows: Rows) -> None:

@@ -47,6 +47,8 @@ class Lease:
         self._token = 0
         self._seen: dict[int, tuple[int, float]] = {}
         self._looked_at = 0.0
+        self._renewal_begun: float | None = None
+        self._to_settle = False
 
     @property
     def token(self) -> int:
@@ -82,8 +84,12 @@ class Lease:
 
     async def renew(self) -> None:
         """Renew the lease; take a new one where it was lost."""
-        async with get_db_context(vital=True) as db:
-            alive = await WorkerRepository(db).beat(self._token)
+        self._renewal_begun = time.monotonic()
+        try:
+            async with get_db_context(vital=True) as db:
+                alive = await WorkerRepository(db).beat(self._token)
+        finally:
+            self._renewal_begun = None
         if not alive:
             lost = self._token
             metrics.LEASE_LOST.inc()
@@ -95,13 +101,16 @@ class Lease:
         """Fence every lease that has stood still for its whole length; ``now`` is monotonic seconds.
 
         Who has not looked for half a length begins anew: the database hung, or this process did, and perhaps the owners
-        with it.
+        with it. So does who cannot renew, for perhaps nobody can.
         """
-        if now - self._looked_at > self._length_s / 2:
+        if now - self._looked_at > self._length_s / 2 or self._cannot_renew:
             self._seen.clear()
         self._looked_at = now
         async with get_db_context(vital=True) as db:
             others = await WorkerRepository(db).others(self._token)
+        if self._cannot_renew:
+            self._seen.clear()
+            return
         still = {o.id: self._seen[o.id] for o in others if o.id in self._seen and self._seen[o.id][0] == o.beats}
         self._seen = {other.id: (other.beats, now) for other in others} | still
         dead = [other for other in others if now - self._seen[other.id][1] >= max(self._length_s, other.lease_s)]
@@ -110,5 +119,12 @@ class Lease:
                 fenced = await WorkerRepository(db).fence(other.id, seen_beats=other.beats)
             if fenced:
                 log.warning("lease_taken_from_dead_process", token=other.id)
-        if dead:
+                self._to_settle = True
+        if self._to_settle:
             await self._on_fenced()
+            self._to_settle = False  # otherwise it is tried again: who is fenced is seen by nobody any more
+
+    @property
+    def _cannot_renew(self) -> bool:
+        begun = self._renewal_begun
+        return begun is not None and time.monotonic() - begun > self._length_s / 4

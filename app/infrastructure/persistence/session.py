@@ -10,7 +10,7 @@ from typing import Any, LiteralString, NoReturn
 import psycopg
 from psycopg.rows import namedtuple_row
 from sqlalchemy import make_url
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import QueuePool
@@ -98,9 +98,12 @@ class Database:
             db = await Transaction.on(connection)
             yield db
             await db.commit()
-        except BaseException:
+        except BaseException as error:
             # What is open is rolled back, also when the task is being cancelled.
             await asyncio.shield(asyncio.ensure_future(connection.close()))
+            if vital and isinstance(error, DBAPIError) and error.connection_invalidated:
+                # The server has cut its connections, and of the others nobody has noticed: turns need not find out.
+                await self.engine.dispose()
             raise
         await connection.close()
 
