@@ -164,6 +164,26 @@ async def test_a_second_signal_interrupts_a_turn_whose_start_is_under_way(
     assert [row["status"] for row in rows(statement)] == ["completed", "interrupted"]
 
 
+async def test_a_second_signal_does_not_wait_for_a_start_that_hangs(
+    env: dict[str, str], database_url: str, provider: Provider, rows: Rows
+) -> None:
+    env["TURNSTONE_SHUTDOWN_GRACE_S"] = "300"
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            session_id = (await chat.ask("Hello", "t1", **new_pair())).session_id
+            async with locked(database_url, "SELECT 1 FROM prompt_sessions FOR UPDATE"):
+                await chat.send(type="message", message="And now?", turn_id="t2", session_id=session_id)
+                await asyncio.to_thread(wait_until, lambda: waiting(database_url) == 1)
+                process.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(wait_until, lambda: get(f"{process.url}/readyz")[0] == 503)
+                begun = time.monotonic()
+                process.process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(process.process.wait, 60) == 0
+                assert time.monotonic() - begun < 20, "two seconds each time it is waited for, five for its connection"
+    assert [row["status"] for row in rows("SELECT status FROM prompt_turns")] == ["completed"]
+
+
 async def test_a_turn_that_does_not_end_in_time_is_interrupted_and_stored(
     env: dict[str, str], provider: Provider, core: FakeCore, rows: Rows
 ) -> None:

@@ -40,6 +40,7 @@ log = structlog.get_logger()
 
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
+_LAST_START_S = 2.0
 _LAST_SETTLE_S = 10.0
 _OTHERS_SETTLE_POLL_S = 0.25
 
@@ -139,20 +140,17 @@ class TurnRunner:
     async def drain(self, grace_s: float) -> None:
         """Let turns end that run or are being started, and interrupt those that have not after ``grace_s``.
 
-        It returns when all are settled. Where the database is away even then, the turns are given up: another process
-        finds them by their lease.
+        It returns when all are settled. Where the database is away even then, the turns are given up, those whose start
+        hangs sooner: another process finds them by their lease.
         """
         self.draining = True
-        await self._wait_until(lambda: self._hurried or self._idle, grace_s)
+        await self._wait_until(lambda: self._hurried or not (self._tasks or self._starting), grace_s)
         self.interrupt_all()
-        await self._wait_until(lambda: self._idle, _LAST_SETTLE_S)
+        await self._wait_until(lambda: not self._starting, _LAST_START_S)
+        await self._wait_until(lambda: not self._tasks, _LAST_SETTLE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    @property
-    def _idle(self) -> bool:
-        return not self._tasks and not self._starting
 
     async def _wait_until(self, condition: Callable[[], bool], patience_s: float) -> None:
         with suppress(TimeoutError):
