@@ -28,6 +28,7 @@ from app.domain.prompting import ONLY_HINTS, prompt, refusal, system_prompt
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import Database, get_db_context
 from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
+from app.infrastructure.repositories.turn_repository import Chunk, TurnRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
 from guard_training.data import Label, load
 from tests.conftest import Rows, change
@@ -279,31 +280,49 @@ async def test_a_turn_whose_process_died_keeps_its_labels_and_its_version(
     assert (meta["labels"], meta["exam_version"], meta["partial"]) == (["PROMPT_EXFILTRATION"], 1, True)
 
 
+async def left_by_a_dead_process(message: str, rules: GuardRules, rows: Rows, text: str = "") -> list[int]:
+    """Settle a turn whose process has died with ``text`` flushed; returns the prompt's tokens of each provider call."""
+    async with get_db_context() as db:
+        owner = await WorkerRepository(db).register("gone", 6)
+        session = await SessionRepository(db).create_session(*new_pair().values())
+    new = NewTurn(session.id, "t1", turn_id_is_int=False, owner=owner, model="scripted", message=message)
+    async with get_db_context() as db:
+        started = await SessionRepository(db).start_turn(new, token_budget=1000)
+    assert started is not None
+    async with get_db_context() as db:
+        if text:
+            await TurnRepository(db).flush(owner, [Chunk(started.pk, 1, text, [len(text)])])
+        await WorkerRepository(db).fence(owner)
+    recovery = Recovery(COUNTER, 1000, rules, held=True, on_settled=lambda: None)
+    assert await recovery.settle_orphans() == 1
+    turn = rows.one("SELECT status, prompt_tokens FROM prompt_turns WHERE session_id = %s", session.id)
+    calls = rows("SELECT prompt_tokens FROM provider_calls WHERE session_id = %s", session.id)
+    asked: list[int] = [call["prompt_tokens"] for call in calls]
+    assert turn == {"status": "interrupted", "prompt_tokens": sum(asked)}
+    return asked
+
+
+COUNTER = TokenCounter("openai:scripted")
+
+
 async def test_what_a_dead_process_s_turn_used_is_counted_with_its_hint_and_of_a_refused_one_nothing(
     database: Database, rows: Rows
 ) -> None:
-    counter = TokenCounter("openai:scripted")
-    asked = {}
-    for action in (GuardAction.FLAG, GuardAction.HINT, GuardAction.REFUSE):
-        async with get_db_context() as db:
-            owner = await WorkerRepository(db).register("gone", 6)
-            session = await SessionRepository(db).create_session(*new_pair().values())
-        new = NewTurn(session.id, "t1", turn_id_is_int=False, owner=owner, model="scripted", message=ATTACK)
-        async with get_db_context() as db:
-            assert await SessionRepository(db).start_turn(new, token_budget=1000)
-        async with get_db_context() as db:
-            await WorkerRepository(db).fence(owner)
-        rules = GuardRules({EXFILTRATION: action})
-        recovery = Recovery(counter, 1000, rules, held=True, on_settled=lambda: None)
-        assert await recovery.settle_orphans() == 1
-        turn = rows.one("SELECT status, labels, prompt_tokens FROM prompt_turns WHERE session_id = %s", session.id)
-        assert (turn["status"], turn["labels"]) == ("interrupted", ["PROMPT_EXFILTRATION"])
-        calls = rows("SELECT prompt_tokens FROM provider_calls WHERE session_id = %s", session.id)
-        asked[action] = [call["prompt_tokens"] for call in calls]
-        assert sum(asked[action]) == turn["prompt_tokens"]
-    hint = counter.count(prompt("hint")).tokens
+    asked = {
+        action: await left_by_a_dead_process(ATTACK, GuardRules({EXFILTRATION: action}), rows)
+        for action in (GuardAction.FLAG, GuardAction.HINT, GuardAction.REFUSE)
+    }
     assert asked[GuardAction.REFUSE] == []
-    assert asked[GuardAction.HINT][0] >= asked[GuardAction.FLAG][0] + hint
+    assert asked[GuardAction.HINT][0] >= asked[GuardAction.FLAG][0] + COUNTER.count(prompt("hint")).tokens
+
+
+async def test_where_a_model_was_to_be_asked_a_dead_process_s_turn_is_counted_unless_it_shows_a_refusal(
+    database: Database, rows: Rows
+) -> None:
+    rules = GuardRules(dict.fromkeys(ATTACKS, GuardAction.REFUSE), ask_model=True)
+    assert len(await left_by_a_dead_process(LABELLED[0], rules, rows)) == 1, "it may have said that it is harmless"
+    assert len(await left_by_a_dead_process(LABELLED[0], rules, rows, "Try a queue.")) == 1
+    assert await left_by_a_dead_process(UNLABELLED[0], rules, rows, refusal("en")) == []
 
 
 # ---------------------------------------------------------------- a model is asked

@@ -97,23 +97,32 @@ class Recovery:
             settings = await ExamRepository(db).settings_of(session.exam_id, turn.exam_version)
         exam = ExamTerms() if settings is None else settings.terms(turn.exam_version)
         given = input_of(message, history, exam=exam, history_tokens=self._history_tokens)
-        verdict = (exam.guard or self._guard).decide((await inspected_aside(message)).labels)
+        found = await inspected_aside(message)
+        rules = exam.guard or self._guard
+        verdict = rules.decide(found.labels)
+        refused = flushed.content == refusal(exam.language) or (
+            # Where a model was to be asked, nobody knows what it said.
+            verdict.refused and not flushed.content and not (rules.ask_model and found.doubtful)
+        )
         turn_id = int(turn.client_turn_id) if turn.turn_id_is_int else turn.client_turn_id
         ref = TurnRef(turn.id, turn.session_id, turn.turn, turn_id, turn.owner)
         try:
-            await settle(ref, self._final(turn, given, verdict, flushed), held=self._held, after_fencing=after_fencing)
+            final = self._final(turn, given, verdict, flushed, refused=refused)
+            await settle(ref, final, held=self._held, after_fencing=after_fencing)
         except NotOursError:
             return False
         log.warning("turn_interrupted", turn_pk=turn.id, characters=len(flushed.content))
         self._on_settled()
         return True
 
-    def _final(self, turn: PromptTurn, given: TurnInput, verdict: GuardVerdict, flushed: StoredText) -> FinalTurn:
+    def _final(
+        self, turn: PromptTurn, given: TurnInput, verdict: GuardVerdict, flushed: StoredText, *, refused: bool
+    ) -> FinalTurn:
         """The ending of a turn whose process is gone.
 
         Whether the provider had been reached is not known. It is by far the likelier case, for the call follows the
-        turn's start within milliseconds; so usage is counted, but not of a message that the guard refuses: that one is
-        answered without it.
+        turn's start within milliseconds; so usage is counted, but not of a message that the guard has ``refused``: that
+        one is answered without it.
         """
         meta: dict[str, object] = {"model": turn.model, "status": TurnStatus.INTERRUPTED.value, "partial": True}
         counted = self._counter.count(flushed.content)
@@ -121,7 +130,6 @@ class Recovery:
         if counted.approximate:
             meta["approximate"] = True
         calls = []
-        refused = verdict.refused and refusal(given.exam.language).startswith(flushed.content)
         if not refused:
             messages = hinted(given.messages, verdict.hints)
             call = ModelCall(turn.model, outcome=INTERRUPTED.code)
