@@ -21,9 +21,11 @@ from app.core.errors import ErrorCode, TurnstoneError
 from app.core.settings import Settings
 from app.domain.conversation import TurnStatus, Usage
 from app.domain.documents import content_hash, shipped
+from app.infrastructure.persistence.models import EvaluationRun, ReviewReasonEnum
 from app.infrastructure.persistence.session import Database, get_db_context
 from app.infrastructure.repositories.evaluation_repository import EvaluationRepository, RunBasis
 from app.infrastructure.repositories.evaluation_runs import EvaluationRuns
+from app.infrastructure.repositories.review_repository import ReviewRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.turn_repository import TurnEnding
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -556,6 +558,38 @@ async def test_a_rerun_asks_people_for_nothing_before_it_is_published(
         asked = {item["reason"]: item["details"] for item in items("open")}
         assert asked["samples_differ"] == {"spread": 3}
         assert "attack_flagged" not in asked, "what the prompt holds, somebody has seen"
+
+
+async def test_what_two_reruns_find_in_a_prompt_is_asked_once(database: Database, rows: Rows) -> None:
+    async with get_db_context() as db:
+        session = await SessionRepository(db).create_session(1, 1)
+    found = []
+    for batch in ("a", "b"):
+        async with get_db_context() as db:
+            evaluations, reviews = EvaluationRepository(db), ReviewRepository(db)
+            basis = RunBasis("r", "p", "s", {})
+            run = await evaluations.add_run(session.id, 1, basis, cause="rerun", batch=batch, asked_by=None)
+            await reviews.open(session.id, 1, run.id, ReviewReasonEnum.ATTACK_FLAGGED, {"labels": ["JAILBREAK"]})
+            await reviews.open(session.id, 1, run.id, ReviewReasonEnum.SAMPLES_DIFFER, {"spread": 2})
+            found.append(run)
+
+    async def asked() -> list[str]:
+        async with get_db_context() as db:
+            items = await ReviewRepository(db).list_items(is_open=True)
+            assert (await EvaluationRepository(db).counts()).to_review == len(items)
+        return [item.reason for item, _ in items]
+
+    async def publish(run: EvaluationRun) -> None:
+        async with get_db_context() as db:
+            await EvaluationRepository(db).publish(run)
+
+    assert await asked() == []
+    await publish(found[1])
+    assert sorted(await asked()) == ["attack_flagged", "samples_differ"]
+    for item in rows("SELECT id FROM review_items WHERE run_id = %s", found[1].id):
+        await resolve_review_item(item["id"], "kim", "seen")
+    await publish(found[0])
+    assert await asked() == ["samples_differ"], "another judgement's, and what the prompt holds somebody has seen"
 
 
 async def test_reviews_on_the_command_line(

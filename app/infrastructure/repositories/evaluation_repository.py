@@ -25,6 +25,7 @@ from app.infrastructure.persistence.models import (
     ScoreOverride,
 )
 from app.infrastructure.persistence.session import Transaction
+from app.infrastructure.repositories.review_repository import shown
 
 _OF_TURNS = EvaluationRun.turn.is_not(None)
 _DONE = and_(EvaluationRun.status == RunStatusEnum.DONE, _OF_TURNS)
@@ -356,9 +357,8 @@ class EvaluationRepository:
             func.count().filter(_DONE, func.jsonb_typeof(_SCORE) != "number"),
         )
         waiting, oldest, scored, unscored = (await self._db.execute(statement)).one()
-        to_review = (
-            await self._db.execute(select(func.count(ReviewItem.id)).where(ReviewItem.resolved_at.is_(None)))
-        ).scalar_one()
+        is_open = and_(ReviewItem.resolved_at.is_(None), shown())
+        to_review = (await self._db.execute(select(func.count(ReviewItem.id)).where(is_open))).scalar_one()
         return Counts(int(waiting), float(oldest), int(scored), int(unscored), int(to_review))
 
     async def waiting(self) -> tuple[int, float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.orm import aliased
 
 from app.domain.final_scores import COMPONENTS, Component, Override
 from app.infrastructure.persistence.models import (
@@ -24,8 +25,8 @@ _OF_THE_PROMPT = (ReviewReasonEnum.REFUSED, ReviewReasonEnum.ATTACK_FLAGGED)
 class ReviewRepository:
     """Reads and writes reviews within the transaction at hand; who writes locks the session's row before.
 
-    What a judgement gives people to look at is shown when that judgement counts, or an appeal asked for it: a re-run
-    that nobody has published is none of their business yet.
+    What a judgement gives people to look at is shown when that judgement counts, or an appeal asked for it (`shown`): a
+    re-run that nobody has published is none of their business yet.
     """
 
     def __init__(self, db: Transaction) -> None:
@@ -42,21 +43,7 @@ class ReviewRepository:
         evaluation_id: int | None = None,
         asked_by: str | None = None,
     ) -> int | None:
-        """Ask people to look at a turn, or at a submission's evaluation.
-
-        Returns:
-            ``None`` where it has such an item already, or one that says the same of its prompt, be it resolved.
-        """
-        if reason in _OF_THE_PROMPT and turn is not None:
-            same = select(ReviewItem.id).where(
-                ReviewItem.session_id == session_id,
-                ReviewItem.turn == turn,
-                ReviewItem.reason == reason,
-                ReviewItem.details == details,
-                _shown(),
-            )
-            if (await self._db.scalars(same)).first() is not None:
-                return None
+        """Ask people to look at a turn, or at a submission's evaluation; ``None`` where it has such an item already."""
         values = {
             "session_id": session_id,
             "turn": turn,
@@ -107,7 +94,7 @@ class ReviewRepository:
         statement = (
             select(ReviewItem, PromptSession.exam_id)
             .join(PromptSession, PromptSession.id == ReviewItem.session_id)
-            .where(ReviewItem.id > after, _shown())
+            .where(ReviewItem.id > after, shown())
             .order_by(ReviewItem.id)
             .limit(limit)
         )
@@ -182,6 +169,23 @@ class ReviewRepository:
         return {name: by_name[name] for name in COMPONENTS if name in by_name}
 
 
-def _shown() -> ColumnElement[bool]:
-    counts = exists().where(EvaluationRun.id == ReviewItem.run_id, EvaluationRun.published)
-    return or_(ReviewItem.run_id.is_(None), ReviewItem.reason == ReviewReasonEnum.APPEAL, counts)
+def shown() -> ColumnElement[bool]:
+    """Whether an item is people's business: of what the prompt holds, the first that says so is."""
+    other = aliased(ReviewItem)
+    earlier = and_(other.id < ReviewItem.id, _counts(other))
+    said_already = exists().where(
+        other.session_id == ReviewItem.session_id,
+        other.turn == ReviewItem.turn,
+        other.reason == ReviewItem.reason,
+        other.details == ReviewItem.details,
+        or_(other.resolved_at.is_not(None), earlier),
+    )
+    news = or_(ReviewItem.reason.not_in(_OF_THE_PROMPT), ~said_already)
+    return or_(ReviewItem.resolved_at.is_not(None), and_(_counts(ReviewItem), news))
+
+
+def _counts(item: type[ReviewItem]) -> ColumnElement[bool]:
+    told = exists().where(
+        EvaluationRun.id == item.run_id, or_(EvaluationRun.published, EvaluationRun.cause == "appeal")
+    )
+    return or_(item.run_id.is_(None), item.reason == ReviewReasonEnum.APPEAL, told)
