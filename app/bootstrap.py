@@ -206,10 +206,9 @@ async def open_worker(settings: Settings, *, say: Say = silent) -> AsyncIterator
         evaluating = SubmissionRelay(await open_submission_desk(stack, settings, desk), lambda: lease.token)
 
         await _take_lease(stack, lease, recovery)
+        _keep(stack, lease)
         _run(
             stack,
-            lease.renew_forever,
-            lease.watch_forever,
             lambda: _sweep_forever(recovery),
             relay.run,
             judging.run,
@@ -237,7 +236,8 @@ async def open_judging(settings: Settings, *, batch: str) -> AsyncIterator[None]
         relay = EvaluationRelay(desk, lambda: lease.token, batch=batch)
         await lease.take()
         stack.push_async_callback(_give_back, lease)
-        _run(stack, lease.renew_forever, lease.watch_forever, relay.run)
+        _keep(stack, lease)
+        _run(stack, relay.run)
         yield
 
 
@@ -272,10 +272,9 @@ async def _start_service(
     tails = Tails(state)
 
     await _take_lease(stack, lease, recovery)
+    _keep(stack, lease)
     _run(
         stack,
-        lease.renew_forever,
-        lease.watch_forever,
         lambda: _sweep_forever(recovery, lambda: runner.find_lost(lease.token)),
         lambda: runner.flush_forever(settings.flush_interval_s, lambda: lease.token),
         state.run,
@@ -344,6 +343,11 @@ async def _take_lease(stack: AsyncExitStack, lease: Lease, recovery: Recovery) -
     await lease.take()
     stack.push_async_callback(_give_back, lease)
     await recovery.settle_orphans()
+
+
+def _keep(stack: AsyncExitStack, lease: Lease) -> None:
+    """Renew a lease for longer than the jobs run that are begun after it: at their end they still write under it."""
+    _run(stack, lease.renew_forever, lease.watch_forever)
 
 
 async def _give_back(lease: Lease) -> None:

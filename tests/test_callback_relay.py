@@ -24,11 +24,13 @@ from app.application.services import callback_relay
 from app.application.services.callback_relay import _CLAIM_S, CallbackRelay
 from app.application.services.callback_service import CallbackService
 from app.core.settings import CallbackSettings, Settings
+from app.domain.circuit import CircuitState
 from app.infrastructure.persistence.bell import CALLBACKS, CANCELS, Bell
 from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
+from app.infrastructure.persistence.models import CallbackStatusEnum
 from app.infrastructure.persistence.session import Database, Transaction, get_db_context
-from app.infrastructure.repositories.callback_lanes import CallbackLanes
+from app.infrastructure.repositories.callback_lanes import CallbackLanes, TryResult
 from app.infrastructure.repositories.callback_repository import CallbackRepository
 from app.infrastructure.repositories.session_repository import SessionRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -521,6 +523,40 @@ async def test_a_fenced_workers_claims_are_freed_and_it_claims_nothing_more(
         claimed, _ = await CallbackLanes(db).claim(dead, fresh=10, failing=10, room=10)
         assert claimed == []
     assert [lane["claimed_by"] for lane in lanes(rows)] == [None]
+
+
+async def test_core_may_answer_another_one_while_somebody_is_being_sent_ahead(
+    core: FakeCore, quick: Callable[..., CallbackSettings], monkeypatch: pytest.MonkeyPatch, rows: Rows
+) -> None:
+    relay = CallbackRelay(quick(), lambda: 0)
+    for session_id in range(5):
+        relay._circuit.silent(session_id, 0.0, time.monotonic() - 3600, new=True)
+    assert relay._circuit.state is CircuitState.OPEN
+    asked = []
+
+    async def meanwhile_it_answers(_sender: object, *, failing: bool) -> bool:
+        asked.append(failing)
+        if failing:
+            relay._circuit.answered(time.monotonic(), new=True)
+        return failing
+
+    monkeypatch.setattr(relay, "_send_one", meanwhile_it_answers)
+    async with asyncio.timeout(WAIT_S):
+        await relay._send_ahead(object())  # type: ignore[arg-type]
+    assert (asked, relay._circuit.state) == ([False, True], CircuitState.CLOSED)
+
+
+async def test_that_core_took_an_event_counts_whatever_others_have_written_meanwhile(rows: Rows) -> None:
+    """As where its worker stood still during the POST, and another one found a result that was lost sight of."""
+    [session_id] = await sessions_with(1, 1)
+    worker = await new_worker()
+    async with get_db_context() as db:
+        [lane], _ = await CallbackLanes(db).claim(worker, fresh=10, failing=10, room=10)
+    [event] = rows("UPDATE callbacks SET status = 'failed', attempts = 1 RETURNING id")
+    for status in (CallbackStatusEnum.PENDING, CallbackStatusEnum.DELIVERED):
+        async with get_db_context() as db:
+            await CallbackLanes(db).write_down(lane, [TryResult(event["id"], 1, status)])
+        assert states(rows, session_id) == ["failed" if status is CallbackStatusEnum.PENDING else "delivered"]
 
 
 async def test_a_claim_made_while_its_worker_is_being_fenced_is_no_claim(rows: Rows) -> None:

@@ -8,11 +8,13 @@ import secrets
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -24,7 +26,7 @@ from app.infrastructure.persistence.embedded.handle import EmbeddedPostgres
 from app.infrastructure.persistence.migrate import migrate
 from tests.conftest import SECRET as SIGNING_SECRET
 from tests.conftest import Rows, change
-from tests.support.chat import Command, connect, environment, new_pair, wait_until
+from tests.support.chat import ChatClient, Command, connect, environment, new_pair, wait_until
 from tests.support.core import Answer, FakeCore
 from tests.support.locks import locked, waiting
 from tests.support.provider import SECRET as PROVIDER_SECRET
@@ -326,6 +328,87 @@ async def test_a_turn_whose_conversation_cannot_be_read_after_it_was_started_end
         "message_response",
         *(["usage", "message_response"] if cut == 1 else ["message_response", "error"]),
     ], events
+
+
+@asynccontextmanager
+async def a_start_that_takes_long(chat: ChatClient, url: str, rows: Rows) -> AsyncIterator[int]:
+    """A turn that is stored and does not run yet, for its conversation cannot be read; gives its key.
+
+    It goes on at the end of the block.
+    """
+    first = await chat.ask("Hello", "t1", **new_pair())
+    rows("UPDATE prompt_turns SET status = 'running'")
+    async with locked(url, "SELECT 1 FROM prompt_sessions FOR UPDATE") as ending:
+        await ending.execute("UPDATE prompt_turns SET status = 'completed'")
+        await chat.send(type="message", message="And now?", turn_id="t2", session_id=first.session_id)
+        await asyncio.to_thread(wait_until, lambda: waiting(url) == 1)
+        async with await psycopg.AsyncConnection.connect(url) as holding:
+            taking = asyncio.create_task(holding.execute("LOCK TABLE prompt_messages"))
+            await asyncio.to_thread(wait_until, lambda: waiting(url) == 2)
+            await ending.commit()
+            await taking
+            await asyncio.to_thread(wait_until, lambda: _reader(url))
+            yield int(rows.one("SELECT id FROM prompt_turns WHERE turn = 2")["id"])
+            await holding.rollback()
+
+
+async def test_a_start_that_takes_long_is_not_lost(
+    start: Callable[..., Service], database_url: str, provider: Provider, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bootstrap._SWEEP_INTERVAL_S", 1000)
+    service = start()
+    runner = service.resources.runner
+    async with connect(service.url) as chat:
+        async with a_start_that_takes_long(chat, database_url, rows) as turn_pk:
+            owner = rows.one("SELECT owner FROM prompt_turns WHERE id = %s", turn_pk)["owner"]
+            for _ in range(3):
+                assert await asyncio.to_thread(service.call, runner.find_lost(owner)) == set()
+        assert (await chat.turn()).end["type"] == "done"
+
+
+async def test_a_lease_that_is_lost_while_a_turn_is_stored_asks_no_provider(
+    start: Callable[..., Service], database_url: str, provider: Provider, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bootstrap._SWEEP_INTERVAL_S", 0.5)
+    service = start(lease_s=1)
+    async with connect(service.url) as chat:
+        async with a_start_that_takes_long(chat, database_url, rows):
+            rows("UPDATE workers SET fenced_at = now()")
+            await asyncio.to_thread(wait_until, lambda: rows("SELECT 1 FROM workers WHERE fenced_at IS NULL"))
+            await asyncio.sleep(0.5)  # it takes the lease, and then hears that it has lost one
+        assert (await chat.turn()).end["code"] == "interrupted"
+    assert len(provider.requests) == 1
+
+
+async def test_a_process_that_was_fenced_and_does_not_know_yet_does_not_say_that_the_session_is_busy(
+    start: Callable[..., Service], provider: Provider, rows: Rows
+) -> None:
+    service = start(lease_s=4)
+    async with connect(service.url) as chat:
+        first = await chat.ask("Hello", "t1", **new_pair())
+        rows("UPDATE workers SET fenced_at = now()")
+        second = await chat.ask("And now?", "t2", session_id=first.session_id)
+        assert second.end["type"] == "done" or second.end["code"] == "overloaded"
+
+
+async def test_what_a_later_program_wrote_of_an_exam_does_not_leave_a_turn_without_an_end(
+    start: Callable[..., Service], provider: Provider, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bootstrap._SWEEP_INTERVAL_S", 1000)
+    service = start()
+    pair = new_pair()
+    async with httpx.AsyncClient(base_url=service.url) as http:
+        put = await http.put(
+            f"/api/exams/{pair['exam_id']}", json={"problem_text": "Sort.", "guard": {"code": "allow"}}
+        )
+        assert put.status_code == 200
+    rows("UPDATE exams SET settings = jsonb_set(settings, '{guard,actions,JAILBREAK}', '\"shout\"')")
+    async with connect(service.url) as chat:
+        for turn_id in ("t1", "t2"):
+            turn = await chat.ask("Hello", turn_id, **pair)
+            assert (turn.end["code"], turn.end["retryable"]) == ("internal", True)
+    assert [row["status"] for row in rows("SELECT status FROM prompt_turns")] == ["failed"] * 2
+    assert len(provider.requests) == 0
 
 
 async def _hold_messages(url: str, cut: int) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -292,6 +293,31 @@ async def test_a_post_under_way_is_waited_for_and_not_repeated_after_the_restart
             wait_until, lambda: rows.one("SELECT count(*) AS n FROM callbacks WHERE status = 'delivered'")["n"] == 2
         )
     assert [delivery.seq for delivery in core.deliveries] == [1, 2]
+
+
+async def test_a_process_that_waits_for_core_at_its_end_keeps_its_lease(
+    env: dict[str, str], provider: Provider, core: FakeCore, rows: Rows
+) -> None:
+    """Or another one would send again what is under way, and what comes after it."""
+    env["TURNSTONE_LEASE_S"] = "2"
+    answers = threading.Event()
+    core.always(Answer(after=answers))
+    with running(Command("serve", env=env)) as process:
+        await asyncio.to_thread(process.wait_ready)
+        async with connect(process.url) as chat:
+            await chat.ask("Hello", "t1", **new_pair())
+        await core.reaches(lambda posts: len(posts) >= 1)
+        process.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(process.wait_for_line, "stopping")
+
+        def beats() -> int:
+            return int(rows.one("SELECT beats FROM workers")["beats"])
+
+        before = beats()
+        await asyncio.to_thread(wait_until, lambda: beats() >= before + 6)
+        answers.set()
+        assert await asyncio.to_thread(process.process.wait, 30) == 0
+    assert rows.one("SELECT status FROM callbacks WHERE callback_seq = 1")["status"] == "delivered"
 
 
 @pytest.mark.slow

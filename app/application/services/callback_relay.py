@@ -166,8 +166,14 @@ class CallbackRelay:
         if wait or self._circuit.state is not CircuitState.OPEN:
             return min(wait or _LOOK_AROUND_S, _LOOK_AROUND_S)
         if await self._send_one(sender, failing=True):
-            self._circuit.go_ahead(now)
+            self._go_ahead()
         return _LOOK_AROUND_S
+
+    def _go_ahead(self) -> None:
+        """The lane that was just claimed goes ahead, unless another one has found out meanwhile."""
+        now = time.monotonic()
+        if self._circuit.state is CircuitState.OPEN and not self._circuit.wait_s(now):
+            self._circuit.go_ahead(now)
 
     async def _send_one(self, sender: WebhookSender, *, failing: bool) -> bool:
         async with get_db_context() as db:

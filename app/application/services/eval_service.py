@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
 from app.application.turns.ending import ending_of
 from app.application.turns.exchange import AttachedTurn, ChatCommand, ChatResult, Started
@@ -22,6 +22,7 @@ from app.core import metrics
 from app.core.errors import ErrorCode, TurnstoneError
 from app.core.ids import new_turn_id
 from app.domain.conversation import TurnId, TurnStatus
+from app.domain.exam_settings import ExamTerms
 from app.domain.turn_log import Done, Ending, Failed, Piece, TurnLog
 from app.infrastructure.persistence.models import PromptSession, PromptTurn
 from app.infrastructure.persistence.session import DATABASE_DOWN, PoolExhausted, get_db_context
@@ -35,7 +36,12 @@ from app.infrastructure.repositories.state_repository import StateRepository, Tu
 from app.infrastructure.repositories.turn_repository import TurnRepository
 
 _TRIES_TO_START = 10
-"""What is in a turn's way may be gone when we look for it; then it is tried again, but not for ever."""
+"""What is in a turn's way may be gone when we look for it; then it is tried again, but not for ever.
+
+Where nothing is in the way, this process has lost its lease and is about to take another.
+"""
+_PAUSE_S = 0.05
+"""After the first try; each further one waits longer, 2.25 s together."""
 
 
 class TurnStream:
@@ -147,7 +153,8 @@ class EvalService:
         """Start the turn, or attach to it where it exists already."""
         arrived_at = time.monotonic()
         async with _database_errors():
-            for _ in range(_TRIES_TO_START):
+            for tried in range(_TRIES_TO_START):
+                await asyncio.sleep(_PAUSE_S * tried)
                 attached = None if self._runner.refusal() else await self._start(command, arrived_at)
                 if attached is not None:
                     await asyncio.sleep(0)  # the model's request goes out first, and then what the client is told
@@ -155,7 +162,7 @@ class EvalService:
                 existing = await self._explain(command)
                 if existing is not None:
                     return await self._attach_to_stored(existing, command.turn_id)
-        raise TurnstoneError(ErrorCode.TURN_IN_PROGRESS, "The session is answering other messages.")
+        raise TurnstoneError(ErrorCode.OVERLOADED, "The service is busy; try again in a moment.")
 
     async def _start(self, command: ChatCommand, arrived_at: float) -> AttachedTurn | None:
         with self._runner.starting():
@@ -227,14 +234,17 @@ class EvalService:
         if started is None:
             generation.discard()
             return None
-        history = started.history
-        if history is None:
-            try:
+        try:
+            history = started.history
+            if history is None:
                 history = await self._history(started)
-            except (SQLAlchemyError, OSError) as error:
-                generation.fail(error)
-                history = []
-        given = input_of(command.message, history, exam=started.exam, history_tokens=model.history_tokens)
+            given = input_of(command.message, history, exam=started.exam, history_tokens=model.history_tokens)
+        except Exception as error:  # noqa: BLE001  # the boundary: it is stored, so it has to run, and to end
+            generation.fail(error)
+            given = input_of(command.message, [], exam=ExamTerms(), history_tokens=model.history_tokens)
+        except BaseException:
+            generation.discard()
+            raise
         return TurnRef(started.pk, started.session_id, started.turn, command.turn_id, new.owner), given, generation
 
     async def _store_start(self, new: NewTurn) -> StartedTurn | None:

@@ -156,11 +156,11 @@ class ProblemService:
                 kept = await problems.get(spec_id)
                 assert kept is not None, "no version is ever removed"
                 return kept, False
+        await _check_patterns(problem)
         if self._places.locked():
             raise TurnstoneError(
                 ErrorCode.OVERLOADED, f"{MOST_AT_ONCE} problems are being verified; send it again.", retry_after_s=10
             )
-        await _check_patterns(problem)
         async with self._places:
             verified = await verify(self._runner, problem, self._isolation)
         self._isolation = verified.outcomes[0].isolation

@@ -85,10 +85,11 @@ class TurnRunner:
         self._judged_by = judged_by
         self._turns: dict[TurnKey, RunningTurn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._starting = 0
+        self._starts: set[object] = set()
         self._changed = asyncio.Event()
         self._hurried = False
-        self._suspects: set[int] = set()
+        self._suspects: dict[int, frozenset[object]] = {}
+        self._lost_up_to = 0
         self._flushing = asyncio.Lock()
         self.draining = False
 
@@ -96,22 +97,25 @@ class TurnRunner:
         """Why no further turn can be started here just now; ``None`` where one can."""
         if self.draining:
             return TurnstoneError(ErrorCode.OVERLOADED, "The service is restarting; reconnect and send again.")
-        if len(self._turns) + self._starting >= self._most_turns:
+        if len(self._turns) + len(self._starts) >= self._most_turns:
             return TurnstoneError(ErrorCode.OVERLOADED, "The service is full; try again in a moment.")
         return None
 
     @contextmanager
     def starting(self) -> Iterator[None]:
         """Store a turn that was not refused, and `start` it, within this block: `drain` waits for it too."""
-        self._starting += 1
+        start = object()
+        self._starts.add(start)
         try:
             yield
         finally:
-            self._starting -= 1
+            self._starts.discard(start)
             self._changed.set()
 
     def start(self, turn: RunningTurn) -> None:
         """Run a turn whose start is committed."""
+        if turn.ref.owner <= self._lost_up_to:
+            turn.disown()  # while it was stored
         turn.begin(ModelRequest(turn.given.messages, self.model.max_output_tokens))
         self._turns[turn.ref.key] = turn
         metrics.TURNS_RUNNING.set(len(self._turns))
@@ -132,7 +136,11 @@ class TurnRunner:
                 turn.cancel()
 
     def disown(self, owner: int) -> None:
-        """This process has lost a lease: others settle the turns it owned under it."""
+        """This process has lost a lease: others settle the turns it owned under it, and those that are being started.
+
+        Every later lease has a larger ``owner``.
+        """
+        self._lost_up_to = max(self._lost_up_to, owner)
         for turn in list(self._turns.values()):
             if turn.ref.owner == owner:
                 turn.disown()
@@ -144,9 +152,9 @@ class TurnRunner:
         hangs sooner: another process finds them by their lease.
         """
         self.draining = True
-        await self._wait_until(lambda: self._hurried or not (self._tasks or self._starting), grace_s)
+        await self._wait_until(lambda: self._hurried or not (self._tasks or self._starts), grace_s)
         self.interrupt_all()
-        await self._wait_until(lambda: not self._starting, _LAST_START_S)
+        await self._wait_until(lambda: not self._starts, _LAST_START_S)
         await self._wait_until(lambda: not self._tasks, _LAST_SETTLE_S)
         for task in self._tasks:
             task.cancel()
@@ -206,13 +214,15 @@ class TurnRunner:
     async def find_lost(self, owner: int) -> set[int]:
         """Turns that the database says we run and that we do not, seen so twice in a row.
 
-        A start whose commit was answered by a broken connection leaves one. Call it now and then.
+        A start whose commit was answered by a broken connection leaves one. Call it now and then. Whatever was being
+        started when a turn was first seen so may be that turn, for as long as it takes.
         """
         async with get_db_context() as db:
             stored = set(await TurnRepository(db).running_of(owner))
+        before = self._suspects
         unknown = stored - {turn.ref.pk for turn in self._turns.values()}
-        lost, self._suspects = unknown & self._suspects, unknown
-        return lost
+        self._suspects = {pk: before.get(pk, frozenset(self._starts)) for pk in unknown}
+        return {pk for pk in unknown if pk in before and before[pk].isdisjoint(self._starts)}
 
     async def _run(self, turn: RunningTurn) -> None:
         try:

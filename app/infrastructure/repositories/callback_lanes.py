@@ -62,7 +62,8 @@ _write_down = """
             %(ids)s::bigint[], %(numbers)s::int[], %(statuses)s::text[], %(errors)s::text[],
             %(delays)s::float8[]
         ) AS try(id, number, status, error, delay_s)
-        WHERE event.id = try.id AND event.status = 'pending'
+        WHERE event.id = try.id
+          AND (event.status = 'pending' OR event.status = 'failed' AND try.status = 'delivered')
           AND (event.attempts = try.number - 1 OR try.status = 'delivered')
         RETURNING event.id, event.status
     ), kept AS (
@@ -183,6 +184,8 @@ class CallbackLanes:
     async def write_down(self, lane: ClaimedLane, results: Sequence[TryResult]) -> None:
         """Note what became of a lane's tries, and end the claim.
 
+        That Core took an event counts, whatever others have written of it meanwhile.
+
         The lane is removed if nothing is pending in it any more, and else due again when its last try says so. Doing so
         twice changes nothing, and where the claim is not the worker's any more, the lane is left alone.
         """
@@ -204,9 +207,10 @@ class CallbackLanes:
             },
         )
         if not row.removed:
-            waits = results[-1].status is CallbackStatusEnum.PENDING if results else False
+            waits = bool(results) and results[-1].status is CallbackStatusEnum.PENDING
             delay_s = results[-1].delay_s if waits else 0.0
-            await self._db.run(_release_lane, {**place, "failing": waits, "delay_s": delay_s})
+            failing = waits if results else lane.failing
+            await self._db.run(_release_lane, {**place, "failing": failing, "delay_s": delay_s})
 
     async def release_forgotten(self, worker: int, session_ids: Collection[int]) -> int:
         """End the worker's claims on all other sessions than these; returns how many."""

@@ -132,15 +132,27 @@ class NewTurn:
 class StartedTurn:
     """A turn that has its number; with what its prompt needs: the exam's terms, and the conversation so far.
 
-    ``history`` is as `SessionRepository.history` gives it; ``None`` where the turn before was only just ending, so that
-    it has to be read anew.
+    Both are read when they are asked for: of what a later program wrote they may raise, when the turn is stored.
     """
 
     pk: int
     session_id: int
     turn: int
-    exam: ExamTerms
-    history: list[HistoryMessage] | None
+    row: Any
+
+    @property
+    def exam(self) -> ExamTerms:
+        """What its exam wants."""
+        guard = None if self.row.guard is None else GuardRules.from_json(self.row.guard)
+        return ExamTerms(self.row.problem_text, self.row.language or DEFAULT_LANGUAGE, guard, self.row.exam_version)
+
+    @property
+    def history(self) -> list[HistoryMessage] | None:
+        """As `SessionRepository.history` gives it; ``None`` where the turn before was only just ending.
+
+        Then it has to be read anew.
+        """
+        return [_history_message(*message) for message in self.row.past or ()] if self.row.up_to_date else None
 
 
 class SessionRepository:
@@ -232,8 +244,7 @@ class SessionRepository:
         if not rows:
             return None
         [row] = rows
-        history = [_history_message(*message) for message in row.past or ()] if row.up_to_date else None
-        return StartedTurn(row.pk, row.session_id, row.turn, _terms(row), history)
+        return StartedTurn(row.pk, row.session_id, row.turn, row)
 
     async def list_sessions(
         self, exam_id: int | None, participant_id: int | None, *, after: int = 0, limit: int = 100
@@ -339,8 +350,3 @@ def _history_message(
 ) -> HistoryMessage:
     done = None if guard is None else GuardAction(guard)
     return HistoryMessage(turn, PromptRoleEnum(role), content, token_count, partial, done)
-
-
-def _terms(row: Any) -> ExamTerms:
-    guard = None if row.guard is None else GuardRules.from_json(row.guard)
-    return ExamTerms(row.problem_text, row.language or DEFAULT_LANGUAGE, guard, row.exam_version)
