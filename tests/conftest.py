@@ -104,7 +104,7 @@ def database_url(postgres: str, template: str) -> Iterator[str]:
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """The test's database, bound for ``get_db_context``."""
-    opened = Database(database_url, pool_size=10)
+    opened = Database(database_url, pool_size=10, timeout_s=30)
     bind(opened)
     yield opened
     await opened.close()
@@ -154,7 +154,7 @@ def settings(database_url: str, provider: Provider, core: FakeCore, scratch: Pat
         data_dir=scratch / "service",
         shutdown_grace_s=5,
         log_level="warning",
-        database={"url": database_url},
+        database={"url": database_url, "timeout_s": 30},
         llm={"model": "openai:scripted", "base_url": provider.base_url, "api_key": "sk-scripted", "timeout_s": 30},
         callbacks={
             "url": core.callback_url,

@@ -230,10 +230,11 @@ async def ended(what: Awaitable[dict[str, Any]]) -> dict[str, Any] | AnalysisErr
         return error
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_hostile_code_ends_with_a_value_or_an_error_that_says_it_stays(name: str) -> None:
     language = ANALYSED_LANGUAGES[list(HOSTILE).index(name) % len(ANALYSED_LANGUAGES)]
-    found = await ended(analyse(language, HOSTILE[name], timeout=45))
+    found = await ended(analyse(language, HOSTILE[name], timeout=200))
     if isinstance(found, AnalysisFailedError):
         assert name in ("parentheses", "closed", "braces", "minus")
         assert found.remedy

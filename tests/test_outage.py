@@ -397,7 +397,7 @@ async def test_what_a_later_program_wrote_of_an_exam_does_not_leave_a_turn_witho
     monkeypatch.setattr("app.bootstrap._SWEEP_INTERVAL_S", 1000)
     service = start()
     pair = new_pair()
-    async with httpx.AsyncClient(base_url=service.url) as http:
+    async with httpx.AsyncClient(base_url=service.url, timeout=30) as http:
         put = await http.put(
             f"/api/exams/{pair['exam_id']}", json={"problem_text": "Sort.", "guard": {"code": "allow"}}
         )

@@ -192,7 +192,7 @@ async def test_sessions_do_not_see_each_other(service: Service, provider: Provid
         await client.ask("my secret", 1, **one)
         await client.ask("hello", 1, **other)
         ended = await client.ask("again", 2, **one)
-        async with httpx.AsyncClient(base_url=service.url) as rest:
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as rest:
             await rest.post(f"/api/sessions/{ended.session_id}/end")
         await client.ask("a new session", 1, **one)
     assert contents(provider, 1) == [SYSTEM, "hello"]
@@ -205,7 +205,7 @@ async def test_an_exam_s_problem_is_in_the_system_prompt_from_the_next_turn_on(
 ) -> None:
     pair = {**new_pair(), "exam_id": 4_321}
     problems = ["Sum {a} and {b}: {problem_text}\n\\1 가나다", "Now multiply."]
-    async with connect(service.url) as client, httpx.AsyncClient(base_url=service.url) as rest:
+    async with connect(service.url) as client, httpx.AsyncClient(base_url=service.url, timeout=30) as rest:
         await client.ask("one", 1, **pair)
         for number, problem in enumerate(problems, 2):
             answer = await rest.put("/api/exams/4321", json={"problem_text": problem})

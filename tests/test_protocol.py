@@ -189,7 +189,7 @@ async def test_a_session_that_has_ended_says_so_also_while_its_last_turn_runs(
     service: Service, provider: Provider
 ) -> None:
     provider.next(Script(pieces=("so far", "never"), ending="hang", ending_at=1))
-    async with connect(service.url) as client, httpx.AsyncClient(base_url=service.url) as rest:
+    async with connect(service.url) as client, httpx.AsyncClient(base_url=service.url, timeout=30) as rest:
         await client.send(message="hello", turn_id="a", **new_pair())
         session_id = (await client.until("started"))["session_id"]
         await client.until("delta")
@@ -207,7 +207,7 @@ async def test_exam_and_participant_find_the_active_session_or_create_one(servic
         first = await client.ask("hello", turn_id="a", **pair)
         again = await client.ask("hello", turn_id="b", **pair)
         other = await client.ask("hello", turn_id="a", **new_pair())
-        async with httpx.AsyncClient(base_url=service.url) as rest:
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as rest:
             assert (await rest.post(f"/api/sessions/{first.session_id}/end")).status_code == 200
         after_end = await client.ask("hello", turn_id="a", **pair)
         await client.send(message="hello", turn_id="c", session_id=first.session_id)
@@ -415,7 +415,7 @@ async def test_the_same_message_sent_again_while_it_is_answered_is_read_from_the
 
 async def test_without_a_turn_id_every_post_is_a_turn_of_its_own(service: Service, provider: Provider) -> None:
     pair = new_pair()
-    async with httpx.AsyncClient(base_url=service.url) as rest:
+    async with httpx.AsyncClient(base_url=service.url, timeout=30) as rest:
         bodies = [(await rest.post("/api/chat/message", json={"message": "hi", **pair})).json() for _ in range(2)]
     assert [body["turn"] for body in bodies] == [1, 2]
     assert bodies[0]["turn_id"] != bodies[1]["turn_id"]
@@ -437,7 +437,7 @@ async def test_a_draining_service_starts_no_turn_stores_nothing_and_still_replay
             await client.send(message="more", turn_id="b", **where)
             refused.append(await client.receive())
         replay = await client.ask("hello", "a", **pair)
-        async with httpx.AsyncClient(base_url=service.url) as rest:
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as rest:
             response = await rest.post("/api/chat/message", json={"message": "more", **pair})
     assert [(frame["code"], frame["retryable"], frame["turn_id"]) for frame in refused] == [
         ("overloaded", True, "b")

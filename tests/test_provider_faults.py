@@ -219,7 +219,7 @@ async def test_nothing_of_the_provider_s_words_reaches_the_wire(service: Service
             seen = await client.ask("hello", turn, **pair)
             assert seen.end["type"] == "error"
             assert PROVIDER_SECRET not in json.dumps(seen.frames)
-    async with httpx.AsyncClient(base_url=service.url) as rest:
+    async with httpx.AsyncClient(base_url=service.url, timeout=30) as rest:
         for status, code in ((400, REJECTED), (403, UNAVAILABLE), (503, UNAVAILABLE)):
             provider.default = Script(status=status)
             answer = await rest.post("/api/chat/message", json={"message": "hello", **new_pair()}, timeout=30)

@@ -48,7 +48,7 @@ async def talk(urls: list[str], number: int, stop: asyncio.Event) -> Counter[str
                         seen.frames.append(frame)
             except (OSError, websockets.WebSocketException):
                 await asyncio.sleep(0.05)
-        assert seen.text == SCRIPT.text
+        assert seen.text == SCRIPT.text, seen.frames[-3:]
         ends[seen.end.get("code", seen.end["type"])] += 1
     raise AssertionError("it counts for ever")
 
@@ -86,7 +86,7 @@ async def test_old_and_new_run_side_by_side_over_a_migration(
     settings: Settings, provider: Provider, core: FakeCore, rows: Rows, tmp_path: Path
 ) -> None:
     provider.default = SCRIPT
-    env = environment(change(settings, shutdown_grace_s=40), TURNSTONE_PORT="0")
+    env = environment(change(settings, shutdown_grace_s=40, lease_s=15), TURNSTONE_PORT="0")
     newer = {**env, "PYTHONPATH": a_newer_program(tmp_path)}
     stop = asyncio.Event()
     with ExitStack() as stack:
@@ -107,7 +107,7 @@ async def test_old_and_new_run_side_by_side_over_a_migration(
         await asyncio.sleep(2)
         back = await serve(env)  # somebody thought better of it
         assert "tables_of_a_later_program" in back.output
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=30) as http:
             for process in (old[1], new, back):
                 assert (await http.get(f"{process.url}/readyz")).json()["checks"]["migrations"] is True
         urls[0] = back.url
@@ -126,7 +126,7 @@ async def test_a_rolling_restart_under_load_fails_no_turn(
     settings: Settings, provider: Provider, core: FakeCore, rows: Rows
 ) -> None:
     provider.default = SCRIPT
-    env = environment(change(settings, shutdown_grace_s=40), TURNSTONE_PORT="0")
+    env = environment(change(settings, shutdown_grace_s=40, lease_s=15), TURNSTONE_PORT="0")
     stop = asyncio.Event()
     with ExitStack() as stack:
 

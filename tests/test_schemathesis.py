@@ -66,7 +66,7 @@ def test_every_answer_is_documented(start: Callable[..., Service], core: FakeCor
     assert len(asked) >= (22 if profile == "vibecode" else 20)
     reached = {label for label, statuses in asked.items() if min(statuses) < 300}
     assert reached >= set(asked), "what is never done is not tested"
-    assert httpx.get(f"{service.url}/readyz").status_code == 200, "and it is well afterwards"
+    assert httpx.get(f"{service.url}/readyz", timeout=30).status_code == 200, "and it is well afterwards"
 
 
 def _what_there_is(service: Service, headers: dict[str, str]) -> dict[str, Any]:

@@ -158,7 +158,7 @@ async def test_a_second_signal_interrupts_a_turn_whose_start_is_under_way(
                 process.process.send_signal(signal.SIGTERM)
                 await asyncio.to_thread(wait_until, lambda: get(f"{process.url}/readyz")[0] == 503)
                 process.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.15)  # it looks for one every tenth of a second, and waits for two
             assert (await chat.until("error"))["code"] == "interrupted"
         assert await asyncio.to_thread(process.process.wait, 30) == 0
     statement = "SELECT status FROM prompt_turns ORDER BY turn"
@@ -181,7 +181,7 @@ async def test_a_second_signal_does_not_wait_for_a_start_that_hangs(
                 begun = time.monotonic()
                 process.process.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(process.process.wait, 60) == 0
-                assert time.monotonic() - begun < 20, "two seconds each time it is waited for, five for its connection"
+                assert time.monotonic() - begun < 50, "two seconds each time it is waited for, five for its connection"
     assert [row["status"] for row in rows("SELECT status FROM prompt_turns")] == ["completed"]
 
 

@@ -277,8 +277,8 @@ def test_a_submission_is_judged_and_its_result_told_once(
         assert rows.one("SELECT count(*) AS n FROM submissions")["n"] == 1
         # a person's score is a further revision, of which Core takes none
         kim = {"component": "total", "score": 5, "person": "Kim", "reason": "Late."}
-        httpx.post(f"{service.url}/api/submissions/88001/override", json=kim).raise_for_status()
-        wait_until(lambda: httpx.get(f"{service.url}/api/submissions/88001").json()["revision"] == 2, 60)
+        httpx.post(f"{service.url}/api/submissions/88001/override", json=kim, timeout=30).raise_for_status()
+        wait_until(lambda: httpx.get(f"{service.url}/api/submissions/88001", timeout=30).json()["revision"] == 2, 60)
         wait_until(lambda: rows("SELECT 1 FROM callbacks WHERE type = 'final_scores' AND last_error ~ 'had the first'"))
         assert len(results(core)) == 1
 
@@ -311,9 +311,9 @@ def test_a_language_is_known_by_the_platform_s_names(theirs: str, ours: str) -> 
 
 
 def test_the_standard_profile_has_none_of_these_paths(service: Service) -> None:
-    paths = httpx.get(f"{service.url}/openapi.json").json()["paths"]
+    paths = httpx.get(f"{service.url}/openapi.json", timeout=30).json()["paths"]
     assert not {"/api/chat/messages", "/api/session/submit"} & set(paths)
-    assert httpx.post(f"{service.url}/api/chat/messages", json={}).status_code == 404
+    assert httpx.post(f"{service.url}/api/chat/messages", json={}, timeout=30).status_code == 404
 
 
 # what Core is told

@@ -143,6 +143,7 @@ class ChatClient:
 @asynccontextmanager
 async def connect(url: str, path: str = "/chat", **options: Any) -> AsyncIterator[ChatClient]:
     """A connection to the service at ``http://…``."""
+    options.setdefault("open_timeout", WAIT_S)
     async with websockets.connect(url.replace("http", "ws", 1) + path, max_size=None, **options) as connection:
         yield ChatClient(connection)
 
