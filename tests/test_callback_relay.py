@@ -18,6 +18,7 @@ import httpx
 import psycopg
 import pytest
 from sqlalchemy import make_url, text
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from app.application.services import callback_relay
@@ -544,6 +545,31 @@ async def test_core_may_answer_another_one_while_somebody_is_being_sent_ahead(
     async with asyncio.timeout(WAIT_S):
         await relay._send_ahead(object())  # type: ignore[arg-type]
     assert (asked, relay._circuit.state) == ([False, True], CircuitState.CLOSED)
+
+
+async def test_a_commit_of_which_nobody_heard_is_not_repeated_over_a_new_claim(
+    core: FakeCore, quick: Callable[..., CallbackSettings], rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would free the lane for others while its next events are being sent."""
+    written, write_down = [], CallbackLanes.write_down
+
+    async def unheard_at_first(lanes: CallbackLanes, lane: Any, results: Any) -> None:
+        written.append(len(results))
+        if len(written) > 1:
+            await write_down(lanes, lane, results)
+            return
+        async with get_db_context() as db:
+            await write_down(CallbackLanes(db), lane, results)
+        await record(session_id)
+        relay.wake()
+        raise OperationalError("COMMIT", {}, ConnectionError("server closed the connection unexpectedly"))
+
+    monkeypatch.setattr(CallbackLanes, "write_down", unheard_at_first)
+    async with relaying(quick()) as relay:
+        [session_id] = await sessions_with(1, 1)
+        relay.wake()
+        await until(lambda: states(rows, session_id) == ["delivered"] * 2)
+    assert (written, seqs(core.deliveries)) == ([1, 1], [1, 2])
 
 
 async def test_that_core_took_an_event_counts_whatever_others_have_written_meanwhile(rows: Rows) -> None:

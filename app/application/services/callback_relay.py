@@ -233,8 +233,15 @@ class CallbackRelay:
             except DATABASE_DOWN as error:
                 log.warning("callback_lane_waits_for_database", error=fault(error))
                 await asyncio.sleep(_LOOK_AROUND_S)
+                if self._was_claimed_again(lane):
+                    return  # so the commit was done, of which nobody has heard; once more would end the new claim
             else:
                 return
+
+    def _was_claimed_again(self, lane: ClaimedLane) -> bool:
+        """Whether this process has claimed the lane anew under the same lease; whoever had it before has ended."""
+        same = [each for each in self._lanes.values() if each.session_id == lane.session_id]
+        return any(each is not lane and each.worker == lane.worker for each in same)
 
     async def _send_in_order(
         self, sender: WebhookSender, lane: ClaimedLane, events: Sequence[CallbackEvent]
