@@ -13,6 +13,7 @@ import pytest
 
 from app.application.turns.recovery import Recovery
 from app.core.settings import Settings
+from app.domain.exam_settings import ExamSettings
 from app.domain.guard_inspection import (
     OVERLAP,
     PIECE,
@@ -27,6 +28,7 @@ from app.domain.guarding import ATTACKS, GuardLabel
 from app.domain.prompting import ONLY_HINTS, prompt, refusal, system_prompt
 from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.session import Database, get_db_context
+from app.infrastructure.repositories.exam_repository import ExamRepository
 from app.infrastructure.repositories.session_repository import NewTurn, SessionRepository
 from app.infrastructure.repositories.turn_repository import Chunk, TurnRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
@@ -300,6 +302,27 @@ async def left_by_a_dead_process(message: str, rules: GuardRules, rows: Rows, te
     asked: list[int] = [call["prompt_tokens"] for call in calls]
     assert turn == {"status": "interrupted", "prompt_tokens": sum(asked)}
     return asked
+
+
+async def test_an_exam_of_a_later_program_keeps_no_dead_process_s_turn_from_its_end(
+    database: Database, rows: Rows
+) -> None:
+    async with get_db_context() as db:
+        await ExamRepository(db).put(1, ExamSettings.from_json("Sort.", {}))
+    later = '{"guard": {"actions": {"JAILBREAK": "shout"}, "code": "allow", "ask_model": false}}'
+    rows("UPDATE exam_versions SET settings = settings || %s::jsonb", later)
+    async with get_db_context() as db:
+        owner = await WorkerRepository(db).register("gone", 6)
+    for exam_id in (1, 2):
+        async with get_db_context() as db:
+            session = await SessionRepository(db).create_session(exam_id, 1)
+        new = NewTurn(session.id, "t1", turn_id_is_int=False, owner=owner, model="scripted", message="Hello")
+        async with get_db_context() as db:
+            assert await SessionRepository(db).start_turn(new, token_budget=1000)
+    async with get_db_context() as db:
+        await WorkerRepository(db).fence(owner)
+    assert await Recovery(COUNTER, 1000, GuardRules({}), held=True, on_settled=lambda: None).settle_orphans() == 2
+    assert [row["status"] for row in rows("SELECT status FROM prompt_turns")] == ["interrupted"] * 2
 
 
 COUNTER = TokenCounter("openai:scripted")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from app.application.turns.ending import INTERRUPTED
 from app.application.turns.lease import Lease
@@ -116,6 +117,18 @@ async def test_a_process_that_was_fenced_takes_a_new_lease_and_is_told_of_the_lo
     assert owner.lost == [old]
     assert owner.lease.token > old
     await owner.lease.renew()
+    assert owner.lost == [old]
+
+
+async def test_a_loss_is_told_even_where_no_new_lease_can_be_taken(database: Database, rows: Rows) -> None:
+    owner = Watcher()
+    await owner.lease.take()
+    old = owner.lease.token
+    async with get_db_context() as db:
+        await WorkerRepository(db).fence(old)
+    rows(f"ALTER TABLE workers ADD CONSTRAINT nobody_else CHECK (id <= {old})")
+    with pytest.raises(IntegrityError):
+        await owner.lease.renew()
     assert owner.lost == [old]
 
 

@@ -154,7 +154,8 @@ class EvalService:
         arrived_at = time.monotonic()
         async with _database_errors():
             for tried in range(_TRIES_TO_START):
-                await asyncio.sleep(_PAUSE_S * tried)
+                if tried:
+                    await asyncio.sleep(_PAUSE_S * tried)
                 attached = None if self._runner.refusal() else await self._start(command, arrived_at)
                 if attached is not None:
                     await asyncio.sleep(0)  # the model's request goes out first, and then what the client is told

@@ -94,8 +94,10 @@ class Lease:
             lost = self._token
             metrics.LEASE_LOST.inc()
             log.error("lease_lost", token=lost)
-            await self.take()
-            self._on_lost(lost)
+            try:
+                await self.take()
+            finally:
+                self._on_lost(lost)  # whether there is a new one or not: what ran under this one is others' by now
 
     async def watch(self, now: float) -> None:
         """Fence every lease that has stood still for its whole length; ``now`` is monotonic seconds.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.application.turns.ending import INTERRUPTED, FinalTurn, count_call, sum_usage
 from app.application.turns.input import TurnInput, input_of
 from app.application.turns.running import TurnRef
 from app.application.turns.settlement import NotOursError, settle
+from app.core.logging import place_of
 from app.domain.conversation import TurnStatus
 from app.domain.exam_settings import ExamTerms
 from app.domain.guard_inspection import inspected_aside
@@ -21,7 +21,7 @@ from app.infrastructure.llm.tokens import TokenCounter
 from app.infrastructure.persistence.models import PromptTurn
 from app.infrastructure.persistence.session import DATABASE_DOWN, fault, get_db_context
 from app.infrastructure.repositories.exam_repository import ExamRepository
-from app.infrastructure.repositories.session_repository import SessionRepository
+from app.infrastructure.repositories.session_repository import HistoryMessage, SessionRepository
 from app.infrastructure.repositories.turn_repository import StoredText, TurnEnding, TurnRepository
 from app.infrastructure.repositories.worker_repository import WorkerRepository
 
@@ -83,8 +83,8 @@ class Recovery:
             return await self._settle(turn, after_fencing=after_fencing)
         except DATABASE_DOWN:
             raise
-        except SQLAlchemyError as error:
-            log.error("turn_cannot_be_settled", turn_pk=turn.id, error=fault(error))
+        except Exception as error:  # noqa: BLE001  # the boundary: a bug, or what a later program wrote
+            log.error("turn_cannot_be_settled", turn_pk=turn.id, error=fault(error), at=place_of(error))
             return False
 
     async def _settle(self, turn: PromptTurn, *, after_fencing: bool) -> bool:
@@ -93,9 +93,7 @@ class Recovery:
             flushed = await turns.flushed_text(turn.id)
             session, message = await sessions.get_session(turn.session_id), await turns.user_message(turn)
             assert session is not None and message is not None, "a turn has a session and begins with a message"
-            history = await sessions.history(turn.session_id, before_turn=turn.turn, token_budget=self._history_tokens)
-            settings = await ExamRepository(db).settings_of(session.exam_id, turn.exam_version)
-        exam = ExamTerms() if settings is None else settings.terms(turn.exam_version)
+        exam, history = await self._circumstances(turn, session.exam_id)
         given = input_of(message, history, exam=exam, history_tokens=self._history_tokens)
         found = await inspected_aside(message)
         rules = exam.guard or self._guard
@@ -114,6 +112,21 @@ class Recovery:
         log.warning("turn_interrupted", turn_pk=turn.id, characters=len(flushed.content))
         self._on_settled()
         return True
+
+    async def _circumstances(self, turn: PromptTurn, exam_id: int) -> tuple[ExamTerms, list[HistoryMessage]]:
+        """The exam's terms and the conversation before; without them the turn is ended all the same."""
+        try:
+            async with get_db_context() as db:
+                history = await SessionRepository(db).history(
+                    turn.session_id, before_turn=turn.turn, token_budget=self._history_tokens
+                )
+                settings = await ExamRepository(db).settings_of(exam_id, turn.exam_version)
+            return ExamTerms() if settings is None else settings.terms(turn.exam_version), history
+        except DATABASE_DOWN:
+            raise
+        except Exception as error:  # noqa: BLE001  # the boundary: what a later program wrote keeps no turn from its end
+            log.error("turn_settled_without_its_exam", turn_pk=turn.id, error=fault(error), at=place_of(error))
+            return ExamTerms(), []
 
     def _final(
         self, turn: PromptTurn, given: TurnInput, verdict: GuardVerdict, flushed: StoredText, *, refused: bool

@@ -142,7 +142,7 @@ class TurnRunner:
         """
         self._lost_up_to = max(self._lost_up_to, owner)
         for turn in list(self._turns.values()):
-            if turn.ref.owner == owner:
+            if turn.ref.owner <= owner:
                 turn.disown()
 
     async def drain(self, grace_s: float) -> None:

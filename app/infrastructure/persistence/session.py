@@ -101,8 +101,9 @@ class Database:
         except BaseException as error:
             # What is open is rolled back, also when the task is being cancelled.
             await asyncio.shield(asyncio.ensure_future(connection.close()))
-            if vital and isinstance(error, DBAPIError) and error.connection_invalidated:
-                # The server has cut its connections, and of the others nobody has noticed: turns need not find out.
+            is_cut = isinstance(error, DBAPIError) and error.connection_invalidated
+            if vital and is_cut and not self.pool.checkedout():
+                # The others are cut as well, mostly, and nobody uses one who would notice: turns need not find out.
                 await self.engine.dispose()
             raise
         await connection.close()

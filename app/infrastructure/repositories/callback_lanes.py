@@ -93,7 +93,8 @@ _begin_only_try = """
     """
 _release_lane = """
     UPDATE callback_lanes
-    SET claimed_by = NULL, failing = %(failing)s, due_at = now() + make_interval(secs => %(delay_s)s)
+    SET claimed_by = NULL, failing = coalesce(%(failing)s::boolean, failing),
+        due_at = now() + make_interval(secs => %(delay_s)s)
     WHERE session_id = %(session_id)s AND claimed_by = %(worker)s
     """
 _release_forgotten = """
@@ -209,7 +210,7 @@ class CallbackLanes:
         if not row.removed:
             waits = bool(results) and results[-1].status is CallbackStatusEnum.PENDING
             delay_s = results[-1].delay_s if waits else 0.0
-            failing = waits if results else lane.failing
+            failing = waits if results else None
             await self._db.run(_release_lane, {**place, "failing": failing, "delay_s": delay_s})
 
     async def release_forgotten(self, worker: int, session_ids: Collection[int]) -> int:
