@@ -332,7 +332,10 @@ def test_the_command_lists_shows_evaluates_again_and_releases(
 
     rest.put("/api/exams/1", json={"problem_text": "Sum.", "hold_scores": True}).raise_for_status()
     taken(rest, talked(rest), code=RIGHT, submission_id="held")
-    wait_until(lambda: show(rest, "held")["progress"]["stage"] == "held", 60)
+    try:
+        wait_until(lambda: show(rest, "held")["progress"]["stage"] == "held", 150)
+    except AssertionError:
+        raise AssertionError(show(rest, "held")) from None  # what it waits for
     assert "held" in turnstone("list") and "revision 1 is held" in turnstone("list", "--status", "RUNNING")
     shown = json.loads(turnstone("show", "held"))
     assert shown["evaluations"][0]["held_scores"]["status"] == "SCORED"
